@@ -1,0 +1,112 @@
+"""Draw the figures: model, history and evaluation -> figures/*.png."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from vae import figures, tracking
+from vae.config import Params
+from vae.data import Split, binarize_once, load, to_float
+from vae.evaluation import ACTIVE_UNIT_VARIANCE
+from vae.files import write_atomically
+from vae.model import VAE
+from vae.objective import gaussian_kl
+from vae.stages import FIGURES, METRICS, RAW, load_model, read_run_id, run_stage
+
+Latents = dict[str, npt.NDArray[Any]]
+
+PAIRS = [(0, 6), (1, 7), (2, 3), (4, 9), (5, 8)]  # interpolated digits
+TRAVERSED = 8  # latent dimensions shown
+REACH = 3.0  # prior standard deviations a traversal goes to
+
+
+def main(params: Params) -> None:
+    """Draw every figure, write it, and add it to the training's run."""
+    model = load_model(params, "cpu")  # a few hundred images: no accelerator needed
+    with np.load(METRICS / "latents.npz") as file:
+        latents = dict(file)
+    tracking.connect()
+    drawn = {}
+    with torch.no_grad():
+        for name, figure in draw(model, load(RAW, "test"), latents, params):
+            drawn[name] = save(figure, FIGURES / f"{name}.png", params.render.dpi)
+    print(f"{len(drawn)} figures in {FIGURES}/: {', '.join(drawn)}")
+    with tracking.tolerant(), tracking.run(tracking.run_name(params), run_id=read_run_id()):
+        for path in drawn.values():
+            tracking.log_artifact(path, "figures")
+
+
+def draw(model: VAE, test: Split, latents: Latents, params: Params) -> Iterator[tuple[str, Figure]]:
+    """All figures with their names."""
+    columns = params.render.columns
+    mu = torch.from_numpy(latents["mu"])
+    kl = gaussian_kl(mu, torch.from_numpy(latents["logvar"])).mean(0)
+    first = first_of_each_digit(test.labels)
+    chosen = first.repeat(-(-columns // len(first)))[:columns]
+    inputs = binarize_once(test.images, params.data.binarization)
+    yield "training_history", figures.training_history(pd.read_csv(METRICS / "history.csv"))
+    yield (
+        "reconstructions",
+        figures.reconstructions(
+            *(
+                to_float(test.images[chosen]).numpy(),
+                to_float(inputs[chosen]).numpy(),
+                model.reconstruct(to_float(inputs[chosen])).numpy(),
+            )
+        ),
+    )
+    samples = model.sample(columns * columns, torch.Generator().manual_seed(params.seed))
+    yield "generated_samples", figures.generated_samples(samples.numpy(), columns)
+    yield "latent_space", figures.latent_space(latents["mu"], latents["labels"])
+    ends = [(mu[first[a]], mu[first[b]]) for a, b in PAIRS]
+    lines = torch.cat([model.interpolate(a, b, columns) for a, b in ends])
+    yield "interpolation", figures.interpolation(lines.numpy(), columns, PAIRS)
+    dimensions = kl.argsort(descending=True)[:TRAVERSED].tolist()
+    traversed = model.images(traversals(mu[first[0]], dimensions, columns))
+    yield "latent_traversals", figures.latent_traversals(traversed.numpy(), columns, dimensions, REACH)
+    if mu.shape[1] == 2:
+        manifold = model.images(prior_grid(2 * columns))
+        yield "latent_manifold", figures.latent_manifold(manifold.numpy(), 2 * columns)
+    yield (
+        "kl_per_dimension",
+        figures.kl_per_dimension(kl.numpy(), ACTIVE_UNIT_VARIANCE, latents["mu"].var(axis=0, ddof=1)),
+    )
+
+
+def first_of_each_digit(labels: Tensor) -> Tensor:
+    """The index of the first image of each label, by label."""
+    return torch.tensor([int((labels == digit).nonzero()[0]) for digit in labels.unique()])
+
+
+def traversals(start: Tensor, dimensions: list[int], steps: int) -> Tensor:
+    """`start` [L] with each of `dimensions` in turn moved from −REACH to REACH: [dimensions · steps, L]."""
+    z = start.repeat(len(dimensions), steps, 1)
+    for row, dimension in enumerate(dimensions):
+        z[row, :, dimension] = torch.linspace(-REACH, REACH, steps)
+    return z.flatten(0, 1)
+
+
+def prior_grid(side: int) -> Tensor:
+    """The 2-D standard normal's quantiles as a grid, z[1] falling from row to row: [side², 2]."""
+    quantiles = torch.distributions.Normal(0.0, 1.0).icdf(torch.linspace(0.025, 0.975, side))
+    return torch.cartesian_prod(quantiles.flip(0), quantiles).flip(1)
+
+
+def save(figure: Figure, path: Path, dpi: int) -> Path:
+    """Write a PNG whose bytes depend on nothing but the picture."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=dpi, format="png", bbox_inches="tight", metadata={"Software": None})
+    write_atomically(path, buffer.getvalue())
+    return path
+
+
+if __name__ == "__main__":
+    run_stage(main, __doc__)

@@ -1,0 +1,193 @@
+"""params.yaml as frozen, strict, typed sections: what is not listed here, or out of range, is refused by name."""
+
+import difflib
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from vae.errors import ConfigError
+
+DatasetName = Literal["MNIST", "FashionMNIST", "KMNIST"]
+Source = Literal["auto", "mirror", "directory", "bundled"]
+Binarization = Literal["dynamic", "static", "threshold", "none"]
+Architecture = Literal["mlp", "conv"]
+Activation = Literal["silu", "relu", "gelu", "tanh"]
+LRSchedule = Literal["constant", "step", "cosine", "one_cycle"]
+DeviceName = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
+Precision = Literal["auto", "fp32", "bf16"]
+
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """Frozen, no unknown keys, no silent conversion ("2" is not 2), no NaN or infinity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True)
+
+
+class DataParams(Section):
+    """Which images, where from, and how grey becomes black and white."""
+
+    dataset: DatasetName = "MNIST"
+    source: Source = "auto"
+    mirrors: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    binarization: Binarization = "dynamic"
+    validation_size: PositiveInt | Annotated[float, Field(gt=0, lt=1)] = 5000
+
+    @field_validator("mirrors")
+    @classmethod
+    def _mirrors_are_urls(cls, mirrors: tuple[str, ...]) -> tuple[str, ...]:
+        for url in mirrors:
+            if not url.startswith(("http://", "https://", "file://")):
+                raise ValueError(f"{url!r} is not a http://, https:// or file:// URL")
+        return mirrors
+
+
+class ModelParams(Section):
+    """The network. `hidden_dims` are layer widths for `mlp`, channels for `conv`; the decoder mirrors them."""
+
+    architecture: Architecture = "mlp"
+    hidden_dims: Annotated[tuple[PositiveInt, ...], Field(min_length=1, strict=False)] = (512, 512)
+    latent_dim: PositiveInt = 32
+    activation: Activation = "silu"
+    residual: bool = True
+
+
+class TrainParams(Section):
+    """How `fit()` trains. `beta` weighs the KL, `free_bits` is a floor in nats per latent dimension."""
+
+    epochs: PositiveInt = 40
+    batch_size: PositiveInt = 128
+    learning_rate: PositiveFloat = 1e-3
+    lr_schedule: LRSchedule = "constant"
+    weight_decay: NonNegativeFloat = 0.0
+    max_grad_norm: PositiveFloat | None = None
+    beta: NonNegativeFloat = 1.0
+    kl_warmup_epochs: Annotated[int, Field(ge=0)] = 0
+    free_bits: NonNegativeFloat = 0.0
+    early_stopping_patience: PositiveInt | None = None
+    device: DeviceName = "auto"
+    precision: Precision = "auto"
+    compile: bool | Literal["auto"] = "auto"
+
+
+class EvaluateParams(Section):
+    """`importance_samples` per image for the NLL; `chunk_size` latents are decoded at a time (memory)."""
+
+    importance_samples: PositiveInt = 500
+    chunk_size: PositiveInt = 4096
+
+
+class RenderParams(Section):
+    """`columns` images a row in the figures, and their resolution."""
+
+    columns: Annotated[int, Field(ge=2, le=20)] = 10
+    dpi: Annotated[int, Field(ge=30, le=600)] = 110
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    data: DataParams = DataParams()
+    model: ModelParams = ModelParams()
+    train: TrainParams = TrainParams()
+    evaluate: EvaluateParams = EvaluateParams()
+    render: RenderParams = RenderParams()
+
+    @model_validator(mode="after")
+    def _bundled_is_mnist(self) -> Self:
+        if self.data.source == "bundled" and self.data.dataset != "MNIST":
+            raise ValueError(f"data.source 'bundled' holds MNIST only, not {self.data.dataset}")
+        return self
+
+    def flat(self) -> dict[str, Any]:
+        """Every parameter under its dotted name, `{"train.beta": 1.0, …}`, as MLflow shows them."""
+        return dict(_flatten(self.model_dump()))
+
+
+def load_params(path: Path | str = "params.yaml", overrides: Mapping[str, Any] | None = None) -> Params:
+    """Read and check params.yaml; `overrides` maps dotted names to values that win over the file's.
+
+    Raises ConfigError, in one line that names the key, what was given and what is allowed.
+    """
+    path = Path(path)
+    try:
+        # YAML 1.2, as DVC reads it: 1e-3 is a number there, a string in YAML 1.1.
+        tree = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path} not found in {Path.cwd()}: run from the project's root, or bring it back with "
+            f"`git checkout {path}`"
+        ) from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} must hold sections such as `train:`, not {tree!r}")
+    for name, value in (overrides or {}).items():
+        section, _, key = name.rpartition(".")
+        target = tree.setdefault(section, {}) if section else tree
+        if isinstance(target, dict):  # otherwise the section itself is refused below
+            target[key] = value
+    try:
+        return Params.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {describe(error, Params)}") from None
+
+
+def describe(error: ValidationError, model: type[BaseModel]) -> str:
+    """All complaints of a pydantic error in one line, each once."""
+    return "; ".join(dict.fromkeys(_complaint(details, model) for details in error.errors()))
+
+
+def _complaint(details: Any, model: type[BaseModel]) -> str:
+    # A union's complaints carry the name of the union's member behind the field's own.
+    location, names = [], _keys_of(model)
+    for part in details["loc"]:
+        if names is not None and part not in names and details["type"] != "extra_forbidden":
+            break
+        location.append(part)
+        names = _keys_of(model, location)
+    name = ".".join(str(part) for part in location)
+    if details["type"] == "extra_forbidden":
+        allowed = sorted(_keys_of(model, location[:-1]) or ())
+        close = difflib.get_close_matches(str(location[-1]), allowed, n=1)
+        hint = f"did you mean '{close[0]}'? " if close else ""
+        return f"unknown key '{name}': {hint}allowed are {', '.join(allowed)}"
+    message = details["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    given = details["input"]
+    if details["type"] == "value_error":
+        return f"{name}: {message}" if name else message
+    return f"{name} is {given!r}, allowed is {message}"
+
+
+def _keys_of(model: type[BaseModel], location: list[Any] | None = None) -> set[str] | None:
+    """The keys of the section at `location`; None where that is a value, not a section."""
+    for part in location or []:
+        field = model.model_fields.get(str(part))
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            return None
+        model = field.annotation
+    return set(model.model_fields)
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+if __name__ == "__main__":  # `make repro` asks before DVC removes a stage's earlier outputs
+    try:
+        load_params()
+    except ConfigError as error:
+        sys.exit(f"error: {error}")

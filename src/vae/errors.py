@@ -1,0 +1,29 @@
+"""What can go wrong through no fault of the code: each message is one line that names the thing."""
+
+
+class VAEError(Exception):
+    """Base of every error that a user can cause; stages print it as one line and exit with 1."""
+
+
+class ConfigError(VAEError, ValueError):
+    """A parameter is unknown, of the wrong type or out of range."""
+
+
+class DataError(VAEError, ValueError):
+    """An image file or a batch is missing, damaged or not what it should be."""
+
+
+class DownloadError(VAEError):
+    """No source could deliver the data set; the message lists each one that was tried, and how it failed."""
+
+
+class WeightsError(VAEError, ValueError):
+    """A weights file can't be read, or belongs to another model."""
+
+
+class DivergedError(VAEError):
+    """The training loss stopped being finite."""
+
+
+class TrackingError(VAEError):
+    """The MLflow store can't be reached."""

@@ -1,0 +1,274 @@
+"""Encoders, decoders and the VAE that joins them. No loss lives here.
+
+Shapes: B images, D = 784 pixels in [0, 1], L latent dimensions. A decoder returns logits: the pixels'
+Bernoulli probabilities before the sigmoid.
+"""
+
+import json
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Self, cast
+
+import safetensors
+import torch
+from pydantic import ValidationError
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from vae.config import Activation, Architecture, ModelParams, describe
+from vae.errors import ConfigError, WeightsError
+from vae.files import write_atomically
+
+ACTIVATIONS: dict[Activation, type[nn.Module]] = {
+    "silu": nn.SiLU,
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+    "tanh": nn.Tanh,
+}
+
+
+class Dense(nn.Module):
+    """activation(W h + b), plus h where `residual` is set and the widths allow it."""
+
+    def __init__(self, n_in: int, n_out: int, activation: Activation, residual: bool) -> None:
+        super().__init__()
+        self.linear = nn.Linear(n_in, n_out)
+        self.activation = ACTIVATIONS[activation]()
+        self.residual = residual and n_in == n_out
+
+    def forward(self, h: Tensor) -> Tensor:
+        """[B, n_in] -> [B, n_out]."""
+        out: Tensor = self.activation(self.linear(h))
+        return h + out if self.residual else out
+
+
+def dense_stack(widths: Sequence[int], activation: Activation, residual: bool) -> nn.Sequential:
+    """One `Dense` layer between each two neighbours of `widths`."""
+    return nn.Sequential(*(Dense(a, b, activation, residual) for a, b in pairwise(widths)))
+
+
+class MLPEncoder(nn.Module):
+    """[B, D] -> mean and log-variance, [B, 2L]."""
+
+    def __init__(self, input_dim: int, params: ModelParams) -> None:
+        super().__init__()
+        widths = [input_dim, *params.hidden_dims]
+        self.hidden = dense_stack(widths, params.activation, params.residual)
+        self.head = nn.Linear(widths[-1], 2 * params.latent_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, D] -> [B, 2L]."""
+        out: Tensor = self.head(self.hidden(x))
+        return out
+
+
+class MLPDecoder(nn.Module):
+    """[B, L] -> logits [B, D], through the encoder's widths in reverse."""
+
+    def __init__(self, input_dim: int, params: ModelParams) -> None:
+        super().__init__()
+        widths = [params.latent_dim, *reversed(params.hidden_dims)]
+        self.hidden = dense_stack(widths, params.activation, params.residual)
+        self.head = nn.Linear(widths[-1], input_dim)
+
+    @property
+    def output_bias(self) -> nn.Parameter:
+        """The bias of the logits, [D]."""
+        return self.head.bias
+
+    def forward(self, z: Tensor) -> Tensor:
+        """[B, L] -> [B, D]."""
+        out: Tensor = self.head(self.hidden(z))
+        return out
+
+
+class ConvBlock(nn.Module):
+    """activation, 3×3 convolution, twice; plus the input where `residual` is set."""
+
+    def __init__(self, channels: int, activation: Activation, residual: bool) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            ACTIVATIONS[activation](),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            ACTIVATIONS[activation](),
+            nn.Conv2d(channels, channels, 3, padding=1),
+        )
+        self.residual = residual
+
+    def forward(self, h: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C, H, W]."""
+        out: Tensor = self.body(h)
+        return h + out if self.residual else out
+
+
+class ConvEncoder(nn.Module):
+    """28×28 halved to 14×14 and 7×7 by the first two of `hidden_dims`; any further ones stay at 7×7."""
+
+    def __init__(self, input_dim: int, params: ModelParams) -> None:
+        super().__init__()
+        self.side, sides = _sides(input_dim, len(params.hidden_dims))
+        layers: list[nn.Module] = []
+        channels = [1, *params.hidden_dims]
+        for (n_in, n_out), (side_in, side_out) in zip(pairwise(channels), pairwise(sides), strict=True):
+            layers.append(nn.Conv2d(n_in, n_out, 3, stride=side_in // side_out, padding=1))
+            layers.append(ConvBlock(n_out, params.activation, params.residual))
+        layers.append(ACTIVATIONS[params.activation]())
+        self.hidden = nn.Sequential(*layers)
+        self.head = nn.Linear(channels[-1] * sides[-1] ** 2, 2 * params.latent_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, D] -> [B, 2L]."""
+        out: Tensor = self.head(self.hidden(x.view(-1, 1, self.side, self.side)).flatten(1))
+        return out
+
+
+class ConvDecoder(nn.Module):
+    """The encoder mirrored: 7×7 up to 28×28 by nearest-neighbour upsampling and 3×3 convolutions."""
+
+    def __init__(self, input_dim: int, params: ModelParams) -> None:
+        super().__init__()
+        _, sides = _sides(input_dim, len(params.hidden_dims))
+        channels = [*reversed(params.hidden_dims), 1]
+        sides.reverse()
+        self.shape = (channels[0], sides[0], sides[0])
+        self.stem = nn.Linear(params.latent_dim, channels[0] * sides[0] ** 2)
+        layers: list[nn.Module] = []
+        for (n_in, n_out), (side_in, side_out) in zip(pairwise(channels), pairwise(sides), strict=True):
+            layers.append(ConvBlock(n_in, params.activation, params.residual))
+            if side_out > side_in:
+                layers.append(nn.Upsample(scale_factor=side_out // side_in))
+            layers.append(ACTIVATIONS[params.activation]())
+            layers.append(nn.Conv2d(n_in, n_out, 3, padding=1, bias=n_out > 1))
+        self.hidden = nn.Sequential(*layers)
+        self.output_bias = nn.Parameter(torch.zeros(input_dim))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """[B, L] -> [B, D]."""
+        out: Tensor = self.hidden(self.stem(z).view(-1, *self.shape)).flatten(1)
+        return out + self.output_bias
+
+
+def _sides(input_dim: int, depth: int) -> tuple[int, list[int]]:
+    """The image's side, and the sides of the feature maps after 0, 1, … `depth` layers."""
+    side = round(input_dim**0.5)
+    if side * side != input_dim or side % 4:
+        raise ConfigError(f"architecture 'conv' takes square images with a side divisible by 4, not {input_dim} pixels")
+    return side, [side, side // 2, *[side // 4] * (depth - 1)][: depth + 1]
+
+
+ENCODERS: dict[Architecture, type[nn.Module]] = {"mlp": MLPEncoder, "conv": ConvEncoder}
+DECODERS: dict[Architecture, type[nn.Module]] = {"mlp": MLPDecoder, "conv": ConvDecoder}
+
+
+class VAE(nn.Module):
+    """A variational autoencoder with a Gaussian posterior, a standard normal prior and Bernoulli pixels.
+
+    Kingma & Welling 2014. Keyword arguments beyond `input_dim` are those of `ModelParams`; ConfigError tells
+    of a wrong one.
+    """
+
+    def __init__(
+        self,
+        input_dim: int = 784,
+        hidden_dims: Sequence[int] = (512, 512),
+        latent_dim: int = 32,
+        architecture: Architecture = "mlp",
+        **other: Any,
+    ) -> None:
+        super().__init__()
+        try:
+            self.params = ModelParams(
+                architecture=architecture, hidden_dims=tuple(hidden_dims), latent_dim=latent_dim, **other
+            )
+        except ValidationError as error:
+            raise ConfigError(describe(error, ModelParams)) from None
+        self.input_dim = input_dim
+        self.encoder = ENCODERS[architecture](input_dim, self.params)
+        self.decoder = DECODERS[architecture](input_dim, self.params)
+
+    @classmethod
+    def from_params(cls, params: ModelParams, seed: int, input_dim: int = 784) -> Self:
+        """A fresh model with weights drawn from `seed`; the global random state is left as it was."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return cls(input_dim=input_dim, **params.model_dump())
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels [B, D] in [0, 1] -> the posterior q(z|x)'s mean and log-variance, [B, L] each."""
+        mu, logvar = self.encoder(x).float().chunk(2, dim=-1)
+        return mu, logvar
+
+    def reparameterize(self, mu: Tensor, logvar: Tensor, noise: Tensor | None = None) -> Tensor:
+        """z = mu + sigma · noise with standard normal noise, drawn here unless given: [B, L]."""
+        noise = torch.randn_like(mu) if noise is None else noise
+        return mu + torch.exp(0.5 * logvar) * noise
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Latents [..., L] -> Bernoulli logits [..., D]; their sigmoid is the image."""
+        logits: Tensor = self.decoder(z.flatten(0, -2)).float()
+        return logits.view(*z.shape[:-1], self.input_dim)
+
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Pixels [B, D] -> logits [B, D] of one posterior sample, and the posterior's mean and log-variance."""
+        mu, logvar = self.encode(x)
+        return self.decode(self.reparameterize(mu, logvar, noise)), mu, logvar
+
+    @property
+    def output_bias(self) -> Tensor:
+        """The bias of the logits, [D]."""
+        return cast(Tensor, self.decoder.output_bias)
+
+    def images(self, z: Tensor) -> Tensor:
+        """Latents [..., L] -> pixel probabilities [..., D], the decoded images."""
+        return self.decode(z).sigmoid()
+
+    @torch.no_grad()
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """`n` images decoded from draws of the prior: pixel probabilities [n, D]."""
+        noise = torch.randn(n, self.params.latent_dim, generator=generator, device=self.output_bias.device)
+        return self.images(noise)
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """Pixels [B, D] -> pixel probabilities [B, D], decoded from the posterior's mean."""
+        return self.images(self.encode(x)[0])
+
+    @torch.no_grad()
+    def interpolate(self, start: Tensor, end: Tensor, steps: int) -> Tensor:
+        """Images along the line between two latents [L], both ends included: [steps, D]."""
+        weight = torch.linspace(0, 1, steps, device=start.device)[:, None]
+        return self.images(torch.lerp(start, end, weight))
+
+    @torch.no_grad()
+    def set_output_bias(self, mean: Tensor) -> None:
+        """Start from the mean image: output bias = logit of the pixel means [D] in [0, 1] (Burda et al. 2016)."""
+        self.output_bias.copy_(torch.logit(mean, eps=1e-3))
+
+    def save(self, path: Path | str) -> None:
+        """Write weights and configuration as safetensors: the same bytes for the same weights, and no pickle."""
+        config = {"input_dim": self.input_dim, **self.params.model_dump(mode="json")}
+        tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        write_atomically(path, save(tensors, metadata={"vae": json.dumps(config)}))
+
+    @classmethod
+    def load(cls, path: Path | str, device: torch.device | str = "cpu") -> Self:
+        """The model that `save` wrote, in evaluation mode.
+
+        Raises WeightsError where the file is missing, isn't such a file, or its weights don't fit its configuration.
+        """
+        try:
+            with safetensors.safe_open(path, framework="pt", device=str(device)) as file:
+                metadata = file.metadata() or {}
+                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            config = json.loads(metadata["vae"])
+            with torch.device("meta"):  # the weights come from the file: don't draw them first
+                model = cls(**config)
+            model.load_state_dict(weights, assign=True)
+        except FileNotFoundError:
+            raise WeightsError(f"{path} not found: `dvc repro` trains it") from None
+        except (OSError, safetensors.SafetensorError, KeyError, json.JSONDecodeError) as error:
+            raise WeightsError(f"{path} is not a VAE weights file of this project: {error}") from None
+        except (ConfigError, TypeError, RuntimeError) as error:
+            raise WeightsError(f"{path} doesn't match its own configuration: {' '.join(str(error).split())}") from None
+        return model.to(device).eval()

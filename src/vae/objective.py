@@ -1,0 +1,56 @@
+"""The VAE's objective, in nats per image: sums over pixels and latents, never means.
+
+Shapes: B images, L latent dimensions, K importance samples, D = 784 pixels.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def bernoulli_nll(logits: Tensor, x: Tensor) -> Tensor:
+    """−log p(x|z) of a Bernoulli likelihood, summed over pixels: [..., D] -> [...], ≥ 0 for x in [0, 1].
+
+    For grey x it is the cross-entropy, which is no likelihood: figures from it aren't comparable.
+    """
+    return F.binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none").sum(-1)
+
+
+def gaussian_kl(mu: Tensor, logvar: Tensor) -> Tensor:
+    """KL(N(mu, exp(logvar)) ‖ N(0, 1)) of each latent dimension: [B, L] -> [B, L], ≥ 0.
+
+    Kingma & Welling 2014, appendix B, with the sum over dimensions left to the caller.
+    """
+    return 0.5 * (mu.square() + logvar.exp() - 1 - logvar)
+
+
+def normal_log_density(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
+    """log N(z; mu, exp(logvar)), summed over latents: [..., L] -> [...]."""
+    return -0.5 * ((z - mu).square() / logvar.exp() + logvar + math.log(2 * math.pi)).sum(-1)
+
+
+def weighted_kl(kl: Tensor, beta: Tensor | float, free_bits: float = 0.0) -> Tensor:
+    """The KL term of the training loss: per-dimension KL [B, L] -> a scalar.
+
+    beta · Σ_j max(free_bits, mean over the batch of KL_j): the β-VAE of Higgins et al. 2017 with the free bits
+    of Kingma et al. 2016, eq. 15 (groups of one dimension; `free_bits` in nats).
+    """
+    per_dimension = kl.mean(0)
+    if free_bits > 0:
+        per_dimension = per_dimension.clamp(min=free_bits)
+    return beta * per_dimension.sum()
+
+
+def beta_at(epoch: int, beta: float, warmup_epochs: int) -> float:
+    """β in `epoch` (from 1) under linear warm-up: β · min(1, epoch / warmup_epochs)."""
+    return beta * min(1.0, epoch / warmup_epochs) if warmup_epochs else beta
+
+
+def importance_weighted_bound(log_weights: Tensor) -> Tensor:
+    """log (1/K) Σ_k w_k from log weights log p(x, z_k) − log q(z_k|x): [..., K] -> [...].
+
+    Burda et al. 2016, eq. 8: the ELBO at K = 1, rising to log p(x) as K grows.
+    """
+    return torch.logsumexp(log_weights, -1) - math.log(log_weights.shape[-1])

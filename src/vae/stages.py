@@ -1,0 +1,91 @@
+"""What the pipeline's stages share: where files lie, flags over params.yaml, and one clear line on failure."""
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vae.config import Params, load_params
+from vae.errors import DataError, VAEError, WeightsError
+from vae.model import VAE
+
+RAW = Path("data/raw")
+DATASET = Path("data/dataset.json")
+MODEL = Path("models/vae.safetensors")
+RUN = Path("models/run.json")
+METRICS = Path("metrics")
+FIGURES = Path("figures")
+
+FLAGS: dict[str, type[int] | type[float]] = {
+    "train.epochs": int,
+    "train.batch_size": int,
+    "model.latent_dim": int,
+    "train.beta": float,
+    "train.learning_rate": float,
+}
+
+
+def run_stage(main: Callable[[Params], None], description: str | None) -> None:
+    """Run a stage's `main` with params.yaml, as overridden by the command line's flags.
+
+    A mistake of the user's ends in one line and exit code 1, Ctrl-C in 130, a termination in 143: never in 0,
+    or DVC would commit what is there by then.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        main(load_params(overrides=_parse_flags(description)))
+    except VAEError as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {error.filename or ''}: {error.strerror or error}")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _parse_flags(description: str | None) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    for name, convert in FLAGS.items():
+        flag = name.split(".")[1]
+        spellings = dict.fromkeys((f"--{flag}", f"--{flag.replace('_', '-')}"))
+        parser.add_argument(
+            *spellings, dest=name, type=convert, metavar=convert.__name__.upper(), help=f"{name} for this run"
+        )
+    return {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
+
+
+def mnist_dir() -> Path | None:
+    """The folder that the environment variable MNIST_DIR names, relative to the project's root."""
+    value = os.environ.get("MNIST_DIR")
+    return Path(os.environ.get("DVC_ROOT", ".")) / Path(value).expanduser() if value else None
+
+
+def read_dataset() -> dict[str, Any]:
+    """What the download stage recorded of the data set."""
+    try:
+        record: dict[str, Any] = json.loads(DATASET.read_text())
+        return {key: record[key] for key in ("name", "source", "counts", "sha256")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{DATASET} can't be read ({error}): `dvc repro -f download` writes it") from None
+
+
+def load_model(params: Params, device: Any) -> VAE:
+    """The trained model. Raises WeightsError where it isn't the one that params.yaml describes."""
+    model = VAE.load(MODEL, device)
+    theirs, ours = model.params.model_dump(), params.model.model_dump()
+    different = [f"{key}: {value} (params: {ours[key]})" for key, value in theirs.items() if value != ours[key]]
+    if different:
+        raise WeightsError(f"{MODEL} was trained with other params, {', '.join(different)}: `dvc repro` retrains it")
+    return model
+
+
+def read_run_id() -> str | None:
+    """The MLflow run that trained the model; None where that isn't known."""
+    try:
+        return str(json.loads(RUN.read_text())["run_id"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

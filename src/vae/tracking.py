@@ -1,0 +1,212 @@
+"""MLflow, and nothing but MLflow: where the store is, one run for all stages, what every run carries.
+
+Metric files are written before anything is logged, and trouble in mid-run never ends a training: it is said once.
+"""
+
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+# Before MLflow is imported: a dead server is given up after seconds, not minutes; nothing is reported home.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+
+import mlflow
+import requests
+from filelock import FileLock
+from mlflow.data.dataset_source_registry import resolve_dataset_source
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.exceptions import MlflowException
+
+from vae.config import ModelParams, Params
+from vae.device import Hardware
+from vae.errors import TrackingError
+
+EXPERIMENT = "vae-mnist"
+REACHABLE_SECONDS = 5.0
+SYSTEM_METRICS_SECONDS = 5
+CODE = ["src", "pipeline", "params.yaml", "dvc.yaml", "pyproject.toml", "requirements.lock"]
+
+
+def project_root() -> Path:
+    """The project's folder; under `dvc exp run --temp` that of the main repository, not of the temporary copy."""
+    return Path(os.environ.get("DVC_ROOT") or ".").resolve()
+
+
+def tracking_uri() -> str:
+    """MLFLOW_TRACKING_URI, or else the SQLite database in the project's `mlruns/`."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project_root() / 'mlruns' / 'mlflow.db'}"
+
+
+def connect(experiment: str = EXPERIMENT) -> None:
+    """Point MLflow at the store and the experiment, creating what isn't there.
+
+    Raises TrackingError, within ten seconds, where the store can't be reached.
+    """
+    uri = tracking_uri()
+    if uri.startswith(("http://", "https://")):
+        try:  # any answer will do: only silence means that the server isn't there
+            requests.get(uri, timeout=REACHABLE_SECONDS)
+        except requests.RequestException as error:
+            raise TrackingError(
+                f"MLFLOW_TRACKING_URI is {uri}, which doesn't answer ({type(error).__name__}): start it, or unset the "
+                "variable to track in mlruns/"
+            ) from None
+    try:
+        mlflow.set_tracking_uri(uri)
+        if uri.startswith("http"):
+            mlflow.set_experiment(experiment)
+            return
+        folder = project_root() / "mlruns"
+        folder.mkdir(exist_ok=True)
+        # Two processes that create the database at once destroy it.
+        with FileLock(folder / ".lock"):
+            if mlflow.get_experiment_by_name(experiment) is None:
+                mlflow.create_experiment(experiment, artifact_location=(folder / "artifacts").as_uri())
+            mlflow.set_experiment(experiment)
+    except (MlflowException, OSError) as error:
+        raise TrackingError(f"the MLflow store {uri} can't be used: {_one_line(error)}") from None
+
+
+@contextmanager
+def run(name: str, *, run_id: str | None = None) -> Iterator[str]:
+    """Open the run `run_id`, or a new one called `name` where there is none such; yields its id.
+
+    It ends as FINISHED, FAILED, or, after Ctrl-C or a termination, KILLED.
+    """
+    if run_id and not _exists(run_id):
+        print(f"warning: run {run_id} is not in {tracking_uri()}: opening a new one", file=sys.stderr)
+        run_id = None
+    mlflow.set_system_metrics_sampling_interval(SYSTEM_METRICS_SECONDS)
+    active = mlflow.start_run(run_id, run_name=None if run_id else name, log_system_metrics=True)
+    status = "FAILED"
+    try:
+        yield active.info.run_id
+        status = "FINISHED"
+    except (KeyboardInterrupt, SystemExit):
+        status = "KILLED"
+        raise
+    finally:
+        with tolerant():
+            mlflow.end_run(status)
+
+
+def _exists(run_id: str) -> bool:
+    try:
+        return bool(mlflow.get_run(run_id).info.lifecycle_stage == "active")
+    except MlflowException:
+        return False
+
+
+_warned = False
+
+
+@contextmanager
+def tolerant() -> Iterator[None]:
+    """Trouble with MLflow becomes one warning: a training is worth more than its log."""
+    global _warned
+    try:
+        yield
+    except (MlflowException, requests.RequestException, OSError) as error:
+        if not _warned:
+            print(f"warning: not tracked in MLflow: {_one_line(error)}", file=sys.stderr)
+        _warned = True
+
+
+def log_params(params: Params, hardware: Hardware) -> None:
+    """All of params.yaml under dotted names, what `auto` came to, and the code's state as tags."""
+    values = {key: list(value) if isinstance(value, tuple) else value for key, value in params.flat().items()}
+    mlflow.log_params(values)
+    mlflow.set_tags({"device": str(hardware.device), "precision": hardware.precision, **_origin()})
+
+
+def log_metrics(metrics: Mapping[str, Any], prefix: str = "", step: int | None = None) -> None:
+    """The numbers among `metrics`, under `prefix`."""
+    numbers = {f"{prefix}{key}": float(value) for key, value in metrics.items() if isinstance(value, int | float)}
+    mlflow.log_metrics(numbers, step=step)
+
+
+def log_dataset(record: Mapping[str, Any], folder: Path | str) -> None:
+    """The data set as the run's input, and its name, source and checksum as tags."""
+    checksum = record["sha256"]["train-images-idx3-ubyte"]
+    with warnings.catch_warnings():  # MLflow registers its source of local files twice, and says so each time
+        warnings.simplefilter("ignore", UserWarning)
+        source = resolve_dataset_source(str(folder))
+    mlflow.log_input(MetaDataset(source, name=record["name"], digest=checksum[:8]), context="training")  # type: ignore[abstract]
+    mlflow.set_tags({"dataset": record["name"], "dataset.source": record["source"], "data.sha256": checksum})
+
+
+def log_training(summary: Mapping[str, Any], model_sha256: str, artifacts: Sequence[Path]) -> None:
+    """What a finished training adds to its run."""
+    log_metrics(summary, prefix="summary/")
+    mlflow.set_tag("model.sha256", model_sha256)
+    for path in artifacts:
+        log_artifact(path)
+
+
+def log_artifact(path: Path, folder: str | None = None) -> None:
+    """Add a file to the open run."""
+    mlflow.log_artifact(str(path), folder)
+
+
+def _origin() -> dict[str, str]:
+    """The code's commit and whether it was changed since; DVC's experiment, where it is one."""
+    tags = {"dvc.experiment": os.environ.get("DVC_EXP_NAME", ""), "git.commit": _git("rev-parse", "HEAD")}
+    if tags["git.commit"]:
+        tags["mlflow.source.git.commit"] = tags["git.commit"]
+        tags["git.dirty"] = str(bool(_git("status", "--porcelain", "--", *CODE))).lower()
+    return {key: value for key, value in tags.items() if value}
+
+
+def _git(*arguments: str) -> str:
+    try:
+        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def run_name(params: Params) -> str:
+    """What differs between runs, in short: `mlp512x2-z32-b1-lr2e-3`."""
+    return (
+        f"{params.model.architecture}{_widths(params.model)}-z{params.model.latent_dim}-b{params.train.beta:g}"
+        f"-lr{_scientific(params.train.learning_rate)}"
+    )
+
+
+def _widths(model: ModelParams) -> str:
+    widths = model.hidden_dims
+    return f"{widths[0]}x{len(widths)}" if len(set(widths)) == 1 else "-".join(map(str, widths))
+
+
+def _scientific(value: float) -> str:
+    mantissa, exponent = f"{value:.3e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def serve_ui(port: int = 5000) -> None:
+    """Become the MLflow server of the store that the stages write to, for this machine only."""
+    uri = tracking_uri()
+    if uri.startswith("http"):
+        sys.exit(f"MLFLOW_TRACKING_URI is {uri}: open that")
+    connect()
+    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
+    server = ["mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port)]
+    os.execvp("mlflow", [*server, "--workers", "1"])
+
+
+if __name__ == "__main__":
+    try:
+        serve_ui()
+    except TrackingError as error:
+        sys.exit(f"error: {error}")
