@@ -37,8 +37,9 @@ def main(params: Params) -> None:
             tracking.log_metrics(record, step=int(record["epoch"]))
 
     with tracking.run(tracking.run_name(params)) as run_id:
-        tracking.log_params(params, hardware)
-        tracking.log_dataset(dataset, DATASET.parent)
+        with tracking.tolerant():
+            tracking.log_params(params, hardware)
+            tracking.log_dataset(dataset, DATASET.parent)
         started = time.perf_counter()
         fitted = fit(
             model,

@@ -2,11 +2,12 @@
 
 import difflib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -18,7 +19,7 @@ Binarization = Literal["dynamic", "static", "threshold", "none"]
 Architecture = Literal["mlp", "conv"]
 Activation = Literal["silu", "relu", "gelu", "tanh"]
 LRSchedule = Literal["constant", "step", "cosine", "one_cycle"]
-DeviceName = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
+DeviceName = Literal["auto", "cpu", "mps", "cuda"] | Annotated[str, Field(pattern=r"^cuda:\d+$")]
 Precision = Literal["auto", "fp32", "bf16"]
 
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -127,7 +128,9 @@ def load_params(path: Path | str = "params.yaml", overrides: Mapping[str, Any] |
             f"{path} not found in {Path.cwd()}: run from the project's root, or bring it back with "
             f"`git checkout {path}`"
         ) from None
-    except (YAMLError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ConfigError(f"{path} can't be read: {error.strerror}") from None
+    except (YAMLError, ValueError) as error:  # ValueError: bytes that are no UTF-8, a date that doesn't exist
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must hold sections such as `train:`, not {tree!r}")
@@ -143,39 +146,49 @@ def load_params(path: Path | str = "params.yaml", overrides: Mapping[str, Any] |
 
 
 def describe(error: ValidationError, model: type[BaseModel]) -> str:
-    """All complaints of a pydantic error in one line, each once."""
-    return "; ".join(dict.fromkeys(_complaint(details, model) for details in error.errors()))
+    """A pydantic error in one line: every key once, with what was given and what is allowed."""
+    complaints: dict[str, list[ErrorDetails]] = {}  # a value that may be of several types has one for each
+    for details in error.errors():
+        complaints.setdefault(_name(details, model), []).append(details)
+    return "; ".join(" ".join(_complaint(name, found, model).split()) for name, found in complaints.items())
 
 
-def _complaint(details: Any, model: type[BaseModel]) -> str:
-    # A union's complaints carry the name of the union's member behind the field's own.
-    location, names = [], _keys_of(model)
+def _name(details: ErrorDetails, model: type[BaseModel]) -> str:
+    """The dotted name of the key complained of. Behind it, pydantic names the type that was tried: not a key."""
+    names, section = [], _section(model, [])
     for part in details["loc"]:
-        if names is not None and part not in names and details["type"] != "extra_forbidden":
-            break
-        location.append(part)
-        names = _keys_of(model, location)
-    name = ".".join(str(part) for part in location)
-    if details["type"] == "extra_forbidden":
-        allowed = sorted(_keys_of(model, location[:-1]) or ())
-        close = difflib.get_close_matches(str(location[-1]), allowed, n=1)
-        hint = f"did you mean '{close[0]}'? " if close else ""
-        return f"unknown key '{name}': {hint}allowed are {', '.join(allowed)}"
-    message = details["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    given = details["input"]
-    if details["type"] == "value_error":
-        return f"{name}: {message}" if name else message
-    return f"{name} is {given!r}, allowed is {message}"
+        if section or isinstance(part, int):
+            names.append(str(part))
+        section = _section(model, names)
+    return ".".join(names)
 
 
-def _keys_of(model: type[BaseModel], location: list[Any] | None = None) -> set[str] | None:
-    """The keys of the section at `location`; None where that is a value, not a section."""
-    for part in location or []:
-        field = model.model_fields.get(str(part))
+def _section(model: type[BaseModel], names: Sequence[str]) -> type[BaseModel] | None:
+    """The section with this dotted name; None where that is a value, or nothing."""
+    for name in names:
+        field = model.model_fields.get(name)
         if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
             return None
         model = field.annotation
-    return set(model.model_fields)
+    return model
+
+
+def _complaint(name: str, found: list[ErrorDetails], model: type[BaseModel]) -> str:
+    if found[0]["type"] == "extra_forbidden":
+        *holder, key = name.split(".")
+        section = _section(model, holder) or model
+        close = difflib.get_close_matches(key, section.model_fields, n=1)
+        hint = f"did you mean '{close[0]}'? " if close else ""
+        return f"unknown key '{name}': {hint}allowed are {', '.join(sorted(section.model_fields))}"
+    if found[0]["type"] == "value_error":
+        message = found[0]["msg"].removeprefix("Value error, ")
+        return f"{name}: {message}" if name else message
+    if found[0]["type"] == "model_type":
+        return f"{name} is {found[0]['input']!r}, allowed is a section of `key: value` lines"
+    allowed = dict.fromkeys(
+        details["msg"].removeprefix("Input should be ").replace("tuple", "list") for details in found
+    )
+    return f"{name} is {found[0]['input']!r}, allowed is {' or '.join(allowed)}"
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

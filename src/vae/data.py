@@ -6,6 +6,7 @@ Images are uint8 [N, 784] with 0 black and 255 white, wherever they are stored; 
 
 import gzip
 import io
+import math
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,10 +54,11 @@ def parse_idx(content: bytes, where: str) -> npt.NDArray[np.uint8]:
     if len(content) < 4 or content[:3] != b"\x00\x00\x08" or content[3] not in (1, 3):
         raise DataError(f"{where} is not an IDX file of images or labels: it starts with {content[:12]!r}")
     header = 4 + 4 * content[3]
-    shape = np.frombuffer(content[4:header], ">u4").tolist()
-    expected = header + int(np.prod(shape, dtype=object))
-    if len(shape) != content[3] or len(content) != expected:
-        raise DataError(f"{where} is truncated or damaged: {len(content):,} bytes where {expected:,} belong")
+    shape = [int.from_bytes(content[start : start + 4]) for start in range(4, header, 4)]
+    expected = header + math.prod(shape)
+    if 0 in shape or len(content) != expected:
+        sizes = f"{len(content):,} bytes where {expected:,} belong"
+        raise DataError(f"{where} is truncated or damaged: {sizes}, of dimensions {shape}")
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
 
@@ -71,6 +73,8 @@ def gunzip(content: bytes, where: str) -> bytes:
         raise DataError(f"{where} holds more than {MAX_FILE_BYTES:,} bytes, which no MNIST file does")
     if not decompressor.eof:
         raise DataError(f"{where} is truncated: the gzip stream has no end")
+    if decompressor.unused_data:
+        raise DataError(f"{where} is damaged: something follows the gzip stream")
     return raw
 
 

@@ -62,7 +62,7 @@ def _precision(name: str, device: torch.device) -> str:
 def _has_fast_bf16(device: torch.device) -> bool:
     """Whether bf16 is in the hardware; elsewhere it is emulated, and slower than fp32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
-        return torch.cpu._is_avx512_bf16_supported() or bool(torch.cpu._is_amx_tile_supported())
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return False

@@ -5,6 +5,7 @@ Whatever the source, the four files end up as .gz files of the same bytes, so th
 
 import hashlib
 import queue
+import shutil
 import sys
 import threading
 import time
@@ -15,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import requests
+import urllib3
 from tqdm import tqdm
 
 from vae.config import DataParams, DatasetName
@@ -22,9 +24,9 @@ from vae.data import FILES, MAX_FILE_BYTES, gunzip, gzipped, parse_idx
 from vae.errors import DataError, DownloadError
 from vae.files import write_atomically
 
-ATTEMPTS = 3  # for what may pass: a busy server, a connection that breaks
+ATTEMPTS = 3  # for what may pass: a busy server, a transfer that breaks off
 SILENCE_SECONDS = 10.0  # the longest pause within a transfer
-UNREACHABLE_SECONDS = 20.0  # the longest time spent, over all mirrors, on those that don't answer at all
+UNREACHABLE_SECONDS = 15.0  # the longest time spent, over all mirrors, on those that don't answer at all
 BUNDLED_TEST_SIZE = 1000
 BUNDLED_NAME = "MNIST-bundled-5000"
 
@@ -48,20 +50,29 @@ def fetch(params: DataParams, directory: Path | None, folder: Path, record: dict
     Raises DataError for a bad file in `directory`, DownloadError where no source delivers.
     """
     if record and _still_valid(params, folder, record):
+        _clear_strays(folder)
         return record
     source, contents = _SOURCES[params.source](params, directory)
     name = BUNDLED_NAME if source == "bundled" else params.dataset
     counts = {part: len(parse_idx(contents[labels], labels)) for part, (_, labels) in FILES.items()}
     for file, content in contents.items():
         write_atomically(folder / f"{file}.gz", gzipped(content))
-    for stray in set(folder.iterdir()) - {folder / f"{file}.gz" for file in NAMES}:
-        stray.unlink()
+    _clear_strays(folder)
     return {
         "name": name,
         "source": source,
         "counts": counts,
         "sha256": {file: hashlib.sha256(content).hexdigest() for file, content in contents.items()},
     }
+
+
+def _clear_strays(folder: Path) -> None:
+    """Delete what an interrupted write left behind: DVC's checksum of the folder covers every file in it."""
+    for stray in set(folder.iterdir()) - {folder / f"{file}.gz" for file in NAMES}:
+        if stray.is_dir() and not stray.is_symlink():
+            shutil.rmtree(stray)
+        else:
+            stray.unlink()
 
 
 def _still_valid(params: DataParams, folder: Path, record: dict[str, Any]) -> bool:
@@ -166,8 +177,8 @@ def _download(url: str, patience: float) -> bytes:
     if url.startswith("file://"):
         try:
             return Path(unquote(urlsplit(url).path)).read_bytes()
-        except OSError as error:
-            raise DownloadError(f"{url}: {error.strerror}") from None
+        except (OSError, ValueError) as error:
+            raise DownloadError(f"{url}: {getattr(error, 'strerror', None) or error}") from None
     for attempt in range(1, ATTEMPTS + 1):
         response = _open(url, patience)
         with response:
@@ -176,7 +187,7 @@ def _download(url: str, patience: float) -> bytes:
             if response.ok:
                 try:
                     return b"".join(_body(response, url))
-                except requests.RequestException as error:  # broken off, or silent for too long
+                except urllib3.exceptions.HTTPError as error:  # broken off, or silent for too long
                     passing, problem = True, f"broke off ({type(error).__name__})"
         if not passing:
             raise DownloadError(f"{url}: {problem}")
@@ -190,12 +201,13 @@ def _open(url: str, patience: float) -> requests.Response:
 
     In a thread of its own, since no time limit of a socket holds for looking up a name.
     """
-    outcome: queue.Queue[requests.Response | requests.RequestException] = queue.Queue()
+    outcome: queue.Queue[requests.Response | Exception] = queue.Queue()
 
     def ask() -> None:
         try:
-            outcome.put(requests.get(url, stream=True, timeout=(patience, SILENCE_SECONDS)))
-        except requests.RequestException as error:
+            headers = {"Accept-Encoding": "identity"}
+            outcome.put(requests.get(url, headers=headers, stream=True, timeout=(patience, SILENCE_SECONDS)))
+        except Exception as error:  # urllib3 has errors of its own, such as for a bad host name
             outcome.put(error)
 
     threading.Thread(target=ask, daemon=True).start()
@@ -203,7 +215,7 @@ def _open(url: str, patience: float) -> requests.Response:
         answer = outcome.get(timeout=patience)
     except queue.Empty:
         raise DownloadError(f"{url}: no answer in {patience:.0f} s") from None
-    if isinstance(answer, requests.RequestException):
+    if isinstance(answer, Exception):
         raise DownloadError(f"{url}: {_reason(answer)}")
     return answer
 
@@ -218,10 +230,12 @@ def _reason(error: BaseException) -> str:
 
 
 def _body(response: requests.Response, url: str) -> Iterator[bytes]:
-    total = int(response.headers.get("Content-Length") or 0) or None
+    length = response.headers.get("Content-Length", "")
+    total = int(length) if length.isdecimal() else None
     size = 0
     with tqdm(desc=url.rsplit("/", 1)[-1], total=total, unit="B", unit_scale=True, disable=None, leave=False) as bar:
-        for chunk in response.iter_content(2**16):
+        # As it is: some servers call a .gz file encoded, and unpacked it has another checksum.
+        for chunk in response.raw.stream(2**16, decode_content=False):
             size += len(chunk)
             if size > MAX_FILE_BYTES:
                 raise DownloadError(f"{url}: more than {MAX_FILE_BYTES:,} bytes, which no MNIST file has")

@@ -206,7 +206,7 @@ class VAE(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """Latents [..., L] -> Bernoulli logits [..., D]; their sigmoid is the image."""
-        logits: Tensor = self.decoder(z.flatten(0, -2)).float()
+        logits: Tensor = self.decoder(z.reshape(-1, z.shape[-1])).float()
         return logits.view(*z.shape[:-1], self.input_dim)
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:

@@ -4,9 +4,9 @@ Shapes: B images, L latent dimensions, K importance samples, D = 784 pixels.
 """
 
 import math
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -15,7 +15,26 @@ def bernoulli_nll(logits: Tensor, x: Tensor) -> Tensor:
 
     For grey x it is the cross-entropy, which is no likelihood: figures from it aren't comparable.
     """
-    return F.binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none").sum(-1)
+    nll: Tensor = _BernoulliNLL.apply(logits, x)
+    return nll
+
+
+class _BernoulliNLL(torch.autograd.Function):
+    """Σ softplus(l) − x·l, with its gradient σ(l) − x in closed form.
+
+    softplus(l) = max(l, 0) − log σ(|l|), which can't overflow. `binary_cross_entropy_with_logits` computes the same
+    through log1p, and was a tenth of a training step's time on the CPU.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, x: Tensor) -> Tensor:
+        ctx.save_for_backward(logits, x)
+        return logits.relu().sub_(x * logits).sub_(logits.abs().sigmoid_().log_()).sum(-1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        logits, x = ctx.saved_tensors
+        return logits.sigmoid().sub_(x).mul_(gradients[0].unsqueeze(-1)), None
 
 
 def gaussian_kl(mu: Tensor, logvar: Tensor) -> Tensor:

@@ -41,9 +41,9 @@ def run_stage(main: Callable[[Params], None], description: str | None) -> None:
     except VAEError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
-        sys.exit(f"error: {error.filename or ''}: {error.strerror or error}")
+        sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print("interrupted: `dvc repro` runs this stage again", file=sys.stderr)
         sys.exit(130)
 
 
@@ -61,7 +61,7 @@ def _parse_flags(description: str | None) -> dict[str, Any]:
 def mnist_dir() -> Path | None:
     """The folder that the environment variable MNIST_DIR names, relative to the project's root."""
     value = os.environ.get("MNIST_DIR")
-    return Path(os.environ.get("DVC_ROOT", ".")) / Path(value).expanduser() if value else None
+    return Path(os.environ.get("DVC_ROOT", ".")) / os.path.expanduser(value) if value else None  # noqa: PTH111
 
 
 def read_dataset() -> dict[str, Any]:

@@ -85,7 +85,10 @@ def run(name: str, *, run_id: str | None = None) -> Iterator[str]:
         print(f"warning: run {run_id} is not in {tracking_uri()}: opening a new one", file=sys.stderr)
         run_id = None
     mlflow.set_system_metrics_sampling_interval(SYSTEM_METRICS_SECONDS)
-    active = mlflow.start_run(run_id, run_name=None if run_id else name, log_system_metrics=True)
+    try:
+        active = mlflow.start_run(run_id, run_name=None if run_id else name, log_system_metrics=True)
+    except (MlflowException, requests.RequestException, OSError) as error:
+        raise TrackingError(f"no run can be opened in {tracking_uri()}: {_one_line(error)}") from None
     status = "FAILED"
     try:
         yield active.info.run_id
@@ -114,7 +117,7 @@ def tolerant() -> Iterator[None]:
     global _warned
     try:
         yield
-    except (MlflowException, requests.RequestException, OSError) as error:
+    except (MlflowException, TrackingError, requests.RequestException, OSError) as error:
         if not _warned:
             print(f"warning: not tracked in MLflow: {_one_line(error)}", file=sys.stderr)
         _warned = True

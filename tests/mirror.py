@@ -1,0 +1,99 @@
+"""A real HTTP server on this machine, which serves a data set as well or as badly as a test asks for."""
+
+import threading
+from collections.abc import Callable, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+Answer = Callable[["Handler", bytes | None], None]
+
+
+def good(handler: "Handler", body: bytes | None) -> None:
+    if body is None:
+        handler.send_error(404)
+    else:
+        reply(handler, body)
+
+
+def status(code: int) -> Answer:
+    return lambda handler, body: handler.send_error(code)
+
+
+def serves(other: bytes, headers: Mapping[str, str] | None = None) -> Answer:
+    return lambda handler, body: reply(handler, other, headers)
+
+
+def half(handler: "Handler", body: bytes | None) -> None:
+    send_headers(handler, {"Content-Length": str(len(body))})
+    handler.wfile.write(body[: len(body) // 2])
+
+
+def stalls(handler: "Handler", body: bytes | None) -> None:
+    half(handler, body)
+    handler.wait()
+
+
+def hangs_up(handler: "Handler", body: bytes | None) -> None:
+    pass
+
+
+def never_answers(handler: "Handler", body: bytes | None) -> None:
+    handler.wait()
+
+
+def reply(handler: "Handler", body: bytes, headers: Mapping[str, str] | None = None) -> None:
+    send_headers(handler, {"Content-Length": str(len(body)), **(headers or {})})
+    handler.wfile.write(body)
+
+
+def send_headers(handler: "Handler", headers: Mapping[str, str]) -> None:
+    handler.send_response(200)
+    for name, value in headers.items():
+        handler.send_header(name, value)
+    handler.end_headers()
+    handler.wfile.flush()
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: "Mirror"
+
+    def do_GET(self) -> None:
+        name = self.path.rsplit("/", 1)[-1]
+        with self.server.lock:
+            self.server.requests.append(name)
+            answers = self.server.answers.get(name, [])
+            answer = answers.pop(0) if answers else self.server.otherwise
+        answer(self, self.server.files.get(name))
+
+    def wait(self) -> None:
+        self.server.closing.wait()
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+class Mirror(ThreadingHTTPServer):
+    """Serves `files`. A file's `answers` are given in turn; after them, and for other files, it is `otherwise`."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(
+        self, files: Mapping[str, bytes], otherwise: Answer = good, answers: Mapping[str, list[Answer]] | None = None
+    ):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files, self.otherwise = files, otherwise
+        self.answers = {name: list(turns) for name, turns in (answers or {}).items()}
+        self.requests: list[str] = []
+        self.lock, self.closing = threading.Lock(), threading.Event()
+        self.url = f"http://127.0.0.1:{self.server_port}/mnist/"
+        self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+
+    def __enter__(self) -> "Mirror":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self.closing.set()
+        self.shutdown()
+        self._thread.join()
+        self.server_close()

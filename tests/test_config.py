@@ -1,0 +1,217 @@
+"""params.yaml: what is right loads with the right types, what is wrong is refused in one line that says why."""
+
+import re
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
+
+from vae.config import Params, load_params
+from vae.errors import ConfigError
+
+PROJECT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def load(tmp_path):
+    path = tmp_path / "params.yaml"
+
+    def load(content, overrides=None):
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return load_params(path, overrides)
+
+    return load
+
+
+def refused(load, content, *args):
+    """The message with which `load` refuses `content`, which is a single line."""
+    with pytest.raises(ConfigError) as caught:
+        load(content, *args)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    assert "params.yaml" in message
+    return message
+
+
+def test_the_projects_params_load_and_leave_no_key_to_its_default():
+    tree = YAML(typ="safe", pure=True).load((PROJECT / "params.yaml").read_text(encoding="utf-8"))
+    params = load_params(PROJECT / "params.yaml")
+    assert set(tree) == set(Params.model_fields)
+    for name, value in params:
+        if isinstance(value, BaseModel):
+            assert set(tree[name]) == set(type(value).model_fields), name
+
+
+def test_a_missing_section_or_key_takes_its_default(load):
+    assert load("train: {epochs: 7}") == Params(train={"epochs": 7})
+
+
+@pytest.mark.parametrize("number, value", [("1e-3", 0.001), ("3E-3", 0.003), ("1e+2", 100.0), ("2", 2.0), (".5", 0.5)])
+def test_numbers_are_those_of_yaml_1_2(load, number, value):
+    learning_rate = load(f"train: {{learning_rate: {number}}}").train.learning_rate
+    assert isinstance(learning_rate, float)
+    assert learning_rate == value
+
+
+def test_lists_become_tuples_and_null_switches_off(load):
+    params = load("model: {hidden_dims: [64, 32]}\ntrain: {max_grad_norm: null, early_stopping_patience: 3}")
+    assert params.model.hidden_dims == (64, 32)
+    assert params.train.max_grad_norm is None
+    assert params.train.early_stopping_patience == 3
+
+
+@pytest.mark.parametrize("size", [1, 5000, 0.05])
+def test_validation_size_is_a_number_of_images_or_a_fraction(load, size):
+    loaded = load(f"data: {{validation_size: {size}}}").data.validation_size
+    assert (type(loaded), loaded) == (type(size), size)
+
+
+@pytest.mark.parametrize("name", ["auto", "cpu", "mps", "cuda", "cuda:0", "cuda:12"])
+def test_device_names_that_are_allowed(load, name):
+    assert load(f"train: {{device: '{name}'}}").train.device == name
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:8000/mnist", "https://example.org/", "file:///srv/mnist"])
+def test_mirrors_that_are_allowed(load, url):
+    assert load(f"data: {{mirrors: ['{url}']}}").data.mirrors == (url,)
+
+
+@pytest.mark.parametrize(
+    "content, key, given, allowed",
+    [
+        ("train: {epochs: '2'}", "train.epochs", "'2'", "valid integer"),
+        ("train: {epochs: true}", "train.epochs", "True", "valid integer"),
+        ("train: {epochs: 2.5}", "train.epochs", "2.5", "valid integer"),
+        ("train: {epochs: null}", "train.epochs", "None", "valid integer"),
+        ("train: {epochs: 0}", "train.epochs", "0", "greater than or equal to 1"),
+        ("train: {learning_rate: .nan}", "train.learning_rate", "nan", "finite number"),
+        ("train: {learning_rate: .inf}", "train.learning_rate", "inf", "finite number"),
+        ("train: {learning_rate: 0}", "train.learning_rate", "0", "greater than 0"),
+        ("train: {beta: -1}", "train.beta", "-1", "greater than or equal to 0"),
+        ("train: {beta: '1'}", "train.beta", "'1'", "valid number"),
+        ("train: {max_grad_norm: 0}", "train.max_grad_norm", "0", "greater than 0"),
+        ("train: {device: gpu}", "train.device", "'gpu'", "cuda"),
+        ("train: {device: 'cuda:first'}", "train.device", "'cuda:first'", "cuda"),
+        ("train: {precision: fp16}", "train.precision", "'fp16'", "'auto', 'fp32' or 'bf16'"),
+        ("train: {compile: 1}", "train.compile", "1", "'auto'"),
+        ("train: fast", "train", "'fast'", "dictionary|section"),
+        ("train:", "train", "None", "dictionary|section"),
+        ("model: {latent_dim: 0}", "model.latent_dim", "0", "greater than or equal to 1"),
+        ("model: {hidden_dims: []}", "model.hidden_dims", "[]", "at least 1 item"),
+        ("model: {hidden_dims: [64, 0]}", "model.hidden_dims.1", "0", "greater than or equal to 1"),
+        ("model: {hidden_dims: [0]}", "model.hidden_dims.0", "0", "greater than or equal to 1"),
+        ("model: {hidden_dims: 64}", "model.hidden_dims", "64", "tuple|list"),
+        ("model: {activation: swish}", "model.activation", "'swish'", "'silu', 'relu', 'gelu' or 'tanh'"),
+        ("data: {dataset: CIFAR10}", "data.dataset", "'CIFAR10'", "'MNIST', 'FashionMNIST' or 'KMNIST'"),
+        ("data: {validation_size: 0}", "data.validation_size", "0", "greater than or equal to 1"),
+        ("data: {validation_size: 1.0}", "data.validation_size", "1.0", "less than 1"),
+        ("data: {validation_size: -5}", "data.validation_size", "-5", "greater than 0"),
+        ("render: {columns: 1}", "render.columns", "1", "greater than or equal to 2"),
+        ("seed: -1", "seed", "-1", "greater than or equal to 0"),
+        ("seed: 1.0", "seed", "1.0", "valid integer"),
+    ],
+)
+def test_a_bad_value_is_refused_with_its_key_what_was_given_and_what_is_allowed(load, content, key, given, allowed):
+    complaint, rule = re.match(r".*?params\.yaml: (.*?), allowed is (.*)", refused(load, content)).groups()
+    assert complaint == f"{key} is {given}"
+    assert re.search(allowed, rule)
+
+
+@pytest.mark.parametrize(
+    "content, key, hint",
+    [
+        ("train: {epoch: 3}", "train.epoch", "did you mean 'epochs'?"),
+        ("trian: {epochs: 3}", "trian", "did you mean 'train'?"),
+        ("model: {zebra: 1}", "model.zebra", "allowed are activation, architecture, hidden_dims, latent_dim, residual"),
+        ('train: {"two\\nlines": 1}', "train.two lines", "allowed are batch_size"),
+        ("zebra: {a: 1}", "zebra", "allowed are data, evaluate, model, render, seed, train"),
+    ],
+)
+def test_an_unknown_key_is_named_beside_those_that_exist(load, content, key, hint):
+    message = refused(load, content)
+    assert f"unknown key '{key}'" in message
+    assert hint in message
+    assert ("did you mean" in message) == ("did you mean" in hint)
+
+
+def test_every_mistake_is_listed_at_once(load):
+    message = refused(load, "train: {epochs: 0, beta: -1}\nmodel: {latent_dim: 0}")
+    assert all(key in message for key in ("train.epochs", "train.beta", "model.latent_dim"))
+
+
+@pytest.mark.parametrize("url", ["ftp://example.org/mnist", "example.org/mnist", "/srv/mnist", ""])
+def test_a_mirror_that_is_no_url_is_refused(load, url):
+    message = refused(load, f"data: {{mirrors: ['https://example.org', '{url}']}}")
+    assert f"data.mirrors: {url!r} is not a http://, https:// or file:// URL" in message
+
+
+@pytest.mark.parametrize("dataset", ["FashionMNIST", "KMNIST"])
+def test_bundled_digits_are_mnist_only(load, dataset):
+    message = refused(load, f"data: {{source: bundled, dataset: {dataset}}}")
+    assert message.endswith(f"data.source 'bundled' holds MNIST only, not {dataset}")
+
+
+@pytest.mark.parametrize(
+    "content, problem",
+    [
+        ("train: [", "not valid YAML"),
+        ("train:\n\tepochs: 3", "not valid YAML"),
+        ("train: {epochs: 1, epochs: 2}", 'duplicate key "epochs"'),
+        ("seed: 1\nseed: 2", 'duplicate key "seed"'),
+        ("seed: 2001-99-99", "not valid YAML"),
+        ("train: !!python/object/apply:os.getcwd []", "not valid YAML"),
+        (b"seed: 1 # caf\xe9", "'utf-8' codec can't decode byte 0xe9"),
+        ("", "must hold sections such as `train:`, not None"),
+        ("# nothing but a comment", "must hold sections such as `train:`, not None"),
+        ("- train", "must hold sections such as `train:`, not ['train']"),
+    ],
+)
+def test_a_file_that_holds_no_sections_is_refused(load, content, problem):
+    assert problem in refused(load, content)
+
+
+def test_a_missing_file_is_named_with_the_folder_it_was_sought_in(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        load_params()
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    assert message.startswith(f"params.yaml not found in {tmp_path}")
+
+
+def test_a_folder_in_place_of_the_file_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=re.escape(str(tmp_path))):
+        load_params(tmp_path)
+
+
+def test_overrides_win_over_the_file(load):
+    params = load("seed: 1\ntrain: {epochs: 2, beta: 2.0}", {"seed": 5, "train.epochs": 9, "model.latent_dim": 3})
+    assert (params.seed, params.train.epochs, params.train.beta, params.model.latent_dim) == (5, 9, 2.0, 3)
+
+
+@pytest.mark.parametrize(
+    "overrides, problem",
+    [
+        ({"train.epochs": 0}, "train.epochs is 0"),
+        ({"train.epoch": 3}, "unknown key 'train.epoch'"),
+        ({"zebra.epochs": 3}, "unknown key 'zebra'"),
+    ],
+)
+def test_overrides_are_checked_like_the_file(load, overrides, problem):
+    assert problem in refused(load, "train: {epochs: 2}", overrides)
+
+
+@pytest.mark.parametrize("section, key", [(None, "seed"), ("data", "dataset"), ("train", "epochs")])
+def test_sections_are_frozen(section, key):
+    params = Params()
+    owner = getattr(params, section) if section else params
+    with pytest.raises(ValidationError, match="frozen"):
+        setattr(owner, key, getattr(owner, key))
+
+
+def test_flat_names_every_parameter_once():
+    flat = Params(train={"beta": 4.0}).flat()
+    assert flat["seed"] == 0
+    assert flat["train.beta"] == 4.0
+    assert len(flat) == 1 + sum(len(type(value).model_fields) for _, value in Params() if isinstance(value, BaseModel))

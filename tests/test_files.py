@@ -1,0 +1,99 @@
+"""Files appear whole or not at all."""
+
+import hashlib
+import json
+import subprocess
+import sys
+
+import pytest
+
+from vae.files import sha256, write_atomically, write_json
+
+FULL_DISK = """
+import resource, sys
+from vae.files import write_atomically
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+write_atomically(sys.argv[1], b"x" * 5000)
+"""
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("content, stored", [(b"\x00\xff", b"\x00\xff"), ("−1 €\n", "−1 €\n".encode()), (b"", b"")])
+def test_a_written_file_holds_the_content_and_nothing_lies_beside_it(tmp_path, content, stored):
+    write_atomically(tmp_path / "file", content)
+    assert (tmp_path / "file").read_bytes() == stored
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_write_replaces_the_earlier_file_whole(tmp_path):
+    (tmp_path / "file").write_text("an earlier and longer content")
+    write_atomically(str(tmp_path / "file"), "new")
+    assert (tmp_path / "file").read_text() == "new"
+
+
+def test_a_reader_of_the_earlier_file_keeps_reading_it(tmp_path):
+    (tmp_path / "file").write_text("old")
+    with (tmp_path / "file").open() as reader:
+        write_atomically(tmp_path / "file", "new")
+        assert reader.read() == "old"
+
+
+def test_missing_folders_are_made(tmp_path):
+    write_atomically(tmp_path / "a" / "b" / "file", "content")
+    assert (tmp_path / "a" / "b" / "file").read_text() == "content"
+
+
+def test_others_may_read_a_written_file(tmp_path):
+    write_atomically(tmp_path / "file", "content")
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_disk_that_fills_up_leaves_the_earlier_file_alone(tmp_path):
+    (tmp_path / "file").write_text("old")
+    command = [sys.executable, "-c", FULL_DISK, str(tmp_path / "file")]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert finished.returncode != 0
+    assert "File too large" in finished.stderr
+    assert (tmp_path / "file").read_text() == "old"
+    assert names(tmp_path) == ["file"]
+
+
+def test_content_that_cannot_be_encoded_leaves_the_earlier_file_alone(tmp_path):
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(UnicodeEncodeError):
+        write_atomically(tmp_path / "file", "\ud800")
+    assert (tmp_path / "file").read_text() == "old"
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_failed_rename_leaves_no_temporary_file(tmp_path):
+    (tmp_path / "target" / "inside").mkdir(parents=True)
+    with pytest.raises(OSError):
+        write_atomically(tmp_path / "target", "content")
+    assert names(tmp_path) == ["target"]
+
+
+def test_json_is_indented_and_ends_in_a_newline(tmp_path):
+    content = {"name": "MNIST", "counts": {"train": 60000}, "loss": 1e-7}
+    write_json(tmp_path / "file.json", content)
+    text = (tmp_path / "file.json").read_text()
+    assert json.loads(text) == content
+    assert text.startswith('{\n  "name"')
+    assert text.endswith("}\n")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), object()])
+def test_what_is_not_json_is_refused_and_leaves_the_earlier_file_alone(tmp_path, value):
+    write_json(tmp_path / "file.json", {"loss": 1.0})
+    with pytest.raises((ValueError, TypeError)):
+        write_json(tmp_path / "file.json", {"loss": value})
+    assert json.loads((tmp_path / "file.json").read_text()) == {"loss": 1.0}
+    assert names(tmp_path) == ["file.json"]
+
+
+def test_sha256_is_that_of_the_content(tmp_path):
+    (tmp_path / "file").write_bytes(b"abc" * 100_000)
+    assert sha256(tmp_path / "file") == hashlib.sha256(b"abc" * 100_000).hexdigest()

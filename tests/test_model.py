@@ -1,0 +1,153 @@
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from vae import VAE
+from vae.config import ModelParams
+from vae.errors import ConfigError, WeightsError
+
+MLP = {"hidden_dims": [24, 16], "latent_dim": 3}
+CONV = {"architecture": "conv", "hidden_dims": [4, 6], "latent_dim": 3}
+
+
+@pytest.fixture(params=[MLP, {**MLP, "residual": False, "activation": "tanh"}, CONV], ids=["mlp", "plain", "conv"])
+def model(request):
+    return VAE.from_params(ModelParams(**{**request.param, "hidden_dims": tuple(request.param["hidden_dims"])}), seed=0)
+
+
+def test_shapes_are_those_that_the_docstrings_promise(model):
+    x = torch.rand(5, 784)
+    logits, mu, logvar = model(x)
+    assert (logits.shape, mu.shape, logvar.shape) == ((5, 784), (5, 3), (5, 3))
+    assert model.decode(torch.randn(2, 7, 3)).shape == (2, 7, 784)
+    assert model.decode(torch.randn(3)).shape == (784,)
+    assert model.sample(4).shape == model.reconstruct(x[:4]).shape == (4, 784)
+
+
+def test_what_is_decoded_in_one_go_is_what_is_decoded_one_by_one(model):
+    z = torch.randn(2, 3, 3)
+    one_by_one = torch.stack([torch.stack([model.decode(z[i, j][None])[0] for j in range(3)]) for i in range(2)])
+    torch.testing.assert_close(model.decode(z), one_by_one, atol=1e-5, rtol=1e-4)
+
+
+def test_images_are_probabilities_and_interpolation_ends_where_it_should(model):
+    start, end = torch.randn(2, 3)
+    line = model.interpolate(start, end, 5)
+    assert line.shape == (5, 784)
+    assert ((line > 0) & (line < 1)).all()
+    torch.testing.assert_close(line[[0, -1]], model.images(torch.stack([start, end])))
+    torch.testing.assert_close(line[2], model.images((start + end)[None] / 2)[0])
+
+
+def test_reparameterized_samples_have_the_posteriors_moments(model):
+    mu, logvar = torch.tensor([[1.0, -2.0, 0.0]]), torch.tensor([[0.0, 1.0, -2.0]])
+    torch.manual_seed(0)
+    z = model.reparameterize(mu.expand(100_000, -1), logvar.expand(100_000, -1))
+    torch.testing.assert_close(z.mean(0), mu[0], atol=0.03, rtol=0)
+    torch.testing.assert_close(z.var(0), logvar[0].exp(), atol=0.05, rtol=0.02)
+
+
+def test_gradients_reach_every_weight(model):
+    logits, mu, logvar = model(torch.rand(8, 784))
+    (logits.square().mean() + mu.square().mean() + logvar.square().mean()).backward()
+    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in model.parameters())
+
+
+def test_the_output_bias_makes_an_untrained_decoder_start_from_the_mean_image(model):
+    mean = torch.linspace(0.05, 0.95, 784)
+    model.set_output_bias(mean)
+    torch.testing.assert_close(model.output_bias.sigmoid(), mean)
+    zero_weights = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
+    zero_weights["decoder.output_bias" if "decoder.output_bias" in zero_weights else "decoder.head.bias"] = (
+        model.output_bias.detach()
+    )
+    model.load_state_dict(zero_weights)
+    torch.testing.assert_close(model.sample(2), mean.expand(2, -1))
+
+
+def test_pixels_that_are_always_black_get_a_finite_bias(model):
+    model.set_output_bias(torch.tensor([0.0, 1.0]).repeat(392))
+    assert model.output_bias.isfinite().all()
+
+
+def test_the_same_seed_gives_the_same_weights_and_leaves_the_global_random_state_alone():
+    params = ModelParams(hidden_dims=(8,), latent_dim=2)
+    state = torch.get_rng_state()
+    first, second, other = (VAE.from_params(params, seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(first.output_bias, second.output_bias)
+    assert not torch.equal(first.output_bias, other.output_bias)
+
+
+def test_residual_layers_add_their_input_where_widths_are_equal():
+    with_skip = VAE(hidden_dims=[8, 8], latent_dim=2, residual=True)
+    without = VAE(hidden_dims=[8, 8], latent_dim=2, residual=False)
+    without.load_state_dict(with_skip.state_dict())
+    x = torch.rand(3, 784)
+    h = with_skip.encoder.hidden[0](x)
+    torch.testing.assert_close(with_skip.encoder.hidden(x), h + without.encoder.hidden(x))
+
+
+def test_save_and_load_bring_back_weights_and_configuration(model, tmp_path):
+    model.save(tmp_path / "vae.safetensors")
+    loaded = VAE.load(tmp_path / "vae.safetensors")
+    assert loaded.params == model.params
+    z = torch.randn(4, 3)
+    torch.testing.assert_close(loaded.decode(z), model.decode(z), atol=0, rtol=0)
+    assert not loaded.training
+    loaded.save(tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "vae.safetensors").read_bytes()
+
+
+def test_a_pickle_offered_as_weights_is_refused_and_does_not_run(tmp_path):
+    class Malicious:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "it-ran"), "w"))
+
+    path = tmp_path / "vae.safetensors"
+    path.write_bytes(pickle.dumps(Malicious()))
+    with pytest.raises(WeightsError, match="is not a VAE weights file"):
+        VAE.load(path)
+    assert not (tmp_path / "it-ran").exists()
+
+
+def test_weights_that_are_truncated_foreign_or_missing_are_refused_by_name(model, tmp_path):
+    path = tmp_path / "vae.safetensors"
+    with pytest.raises(WeightsError, match="not found"):
+        VAE.load(path)
+    model.save(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(WeightsError, match="is not a VAE weights file"):
+        VAE.load(path)
+    save_file({"a": torch.zeros(2)}, path)
+    with pytest.raises(WeightsError, match="is not a VAE weights file"):
+        VAE.load(path)
+
+
+def test_weights_that_contradict_their_own_configuration_are_refused_in_one_line(tmp_path):
+    path = tmp_path / "vae.safetensors"
+    VAE(hidden_dims=[8], latent_dim=2).save(path)
+    content = path.read_bytes()
+    assert content.count(b'\\"latent_dim\\":2') or content.count(b'\\"latent_dim\\": 2')
+    path.write_bytes(content.replace(b'\\"latent_dim\\": 2', b'\\"latent_dim\\": 3'))
+    with pytest.raises(WeightsError, match="doesn't match its own configuration") as caught:
+        VAE.load(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"latent_dim": 0}, "latent_dim is 0"),
+        ({"hidden_dims": []}, "hidden_dims"),
+        ({"architecture": "transformer"}, "architecture is 'transformer', allowed is 'mlp' or 'conv'"),
+        ({"activation": "relux"}, "activation"),
+        ({"laten_dim": 3}, "did you mean 'latent_dim'"),
+        ({"architecture": "conv", "input_dim": 100, "hidden_dims": [4]}, "side divisible by 4"),
+    ],
+)
+def test_a_wrong_argument_is_named(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        VAE(**arguments)
