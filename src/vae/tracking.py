@@ -4,8 +4,10 @@ Metric files are written before anything is logged, and trouble in mid-run never
 """
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -113,14 +115,39 @@ _warned = False
 
 @contextmanager
 def tolerant() -> Iterator[None]:
-    """Trouble with MLflow becomes one warning: a training is worth more than its log."""
-    global _warned
+    """Trouble with MLflow becomes one warning: a training is worth more than its log.
+
+    Ctrl-C and a termination wait for the end of the block: one that broke into a transaction left SQLite locked.
+    """
+    global _warned  # noqa: PLW0603 (once a process is what is meant)
     try:
-        yield
+        with _uninterrupted():
+            yield
     except (MlflowException, TrackingError, requests.RequestException, OSError) as error:
         if not _warned:
             print(f"warning: not tracked in MLflow: {_one_line(error)}", file=sys.stderr)
         _warned = True
+        # From here on a server that is gone costs a second an epoch, not twenty; once back, it is used again.
+        os.environ |= {"MLFLOW_HTTP_REQUEST_TIMEOUT": "1", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # no signal handler runs in another one
+        yield
+        return
+    held: list[int] = []
+    handlers = {
+        number: signal.signal(number, lambda number, _: held.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if held:
+            signal.raise_signal(held[0])
 
 
 def log_params(params: Params, hardware: Hardware) -> None:
