@@ -119,7 +119,7 @@ def tolerant() -> Iterator[None]:
 
     Ctrl-C and a termination wait for the end of the block: one that broke into a transaction left SQLite locked.
     """
-    global _warned  # noqa: PLW0603 (once a process is what is meant)
+    global _warned
     try:
         with _uninterrupted():
             yield
