@@ -120,7 +120,7 @@ def latent_space(mu: Array, labels: Array) -> Figure:
     for digit in np.unique(labels):
         of_digit = points[labels == digit]
         colour = PALETTE[int(digit) % len(PALETTE)]
-        ax.scatter(of_digit[:, 0], of_digit[:, 1], s=4, alpha=0.45, linewidths=0, color=colour, label=str(digit))
+        ax.scatter(of_digit[:, 0], of_digit[:, 1], s=6, alpha=0.5, linewidths=0, color=colour, label=str(digit))
         # The digit itself at its median: colour alone shouldn't carry the class.
         x, y = np.median(of_digit, axis=0)
         box = {"boxstyle": "circle,pad=0.25", "fc": "white", "ec": colour, "lw": 1.8}

@@ -1,0 +1,142 @@
+"""What tests share: an environment that is nobody's, and a small project in which DVC has run once."""
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+for _name in [name for name in os.environ if name == "MNIST_DIR" or name.startswith(("MLFLOW_", "DVC_", "GIT_"))]:
+    del os.environ[_name]
+os.environ |= {
+    "OMP_NUM_THREADS": "1",  # before torch is imported; also, the same weights here and in a stage of its own
+    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # `python` in dvc.yaml is this one
+    "NO_PROXY": "127.0.0.1",
+    "DVC_NO_ANALYTICS": "1",
+    "GIT_CONFIG_GLOBAL": os.devnull,
+    "GIT_CONFIG_NOSYSTEM": "1",
+    **{
+        f"GIT_{role}_{key}": value
+        for role in ("AUTHOR", "COMMITTER")
+        for key, value in [("NAME", "A"), ("EMAIL", "a@b")]
+    },
+}
+
+ENVIRONMENT = dict(os.environ)  # for child processes: MLflow, in this process, adds its store to os.environ
+ROOT = Path(__file__).parents[1]
+PARTS = ["pipeline", "src", ".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore", "dvc.yaml", "params.yaml"]
+TINY = {
+    "data.source": "bundled",
+    "data.validation_size": 500,
+    "model.hidden_dims": [32],
+    "model.latent_dim": 2,
+    "train.epochs": 2,
+    "train.device": "cpu",
+    "train.precision": "fp32",
+    "train.compile": False,
+    "evaluate.importance_samples": 8,
+    "render.dpi": 40,
+}
+
+
+class Project:
+    """A copy of this project in a folder of its own."""
+
+    def __init__(self, root):
+        self.root = root
+
+    def __truediv__(self, path):
+        return self.root / path
+
+    @property
+    def store(self):
+        return f"sqlite:///{self.root / 'mlruns' / 'mlflow.db'}"
+
+    def set(self, params):
+        yaml = YAML()
+        tree = yaml.load(self.root / "params.yaml")
+        for name, value in params.items():
+            *sections, key = name.split(".")
+            section = tree
+            for part in sections:
+                section = section[part]
+            section[key] = value
+        yaml.dump(tree, self.root / "params.yaml")
+
+    def run(self, *command):
+        """What `command` printed. A failure of it is one of the test."""
+        done = subprocess.run(command, cwd=self.root, env=ENVIRONMENT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def dvc(self, *arguments):
+        return self.run(sys.executable, "-m", "dvc", *arguments)
+
+    def outputs(self):
+        """The bytes of everything that the stages write."""
+        folders = [self.root / name for name in ("data", "models", "metrics", "figures")]
+        return {path: path.read_bytes() for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()}
+
+    def copy(self, root):
+        shutil.copytree(self.root, root)
+        copied = Project(root)
+        # MLflow keeps absolute paths: without this, the copy's stages would write into the original.
+        with closing(sqlite3.connect(root / "mlruns" / "mlflow.db")) as database, database:
+            for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
+                database.execute(f"UPDATE {table} SET {column} = replace({column}, ?, ?)", (str(self.root), str(root)))
+        return copied
+
+
+@pytest.fixture(autouse=True)
+def environment_as_before():
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_configuration_of_dvc(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dvc")
+    for kind in ("SYSTEM_CONFIG", "GLOBAL_CONFIG", "SITE_CACHE"):
+        ENVIRONMENT[f"DVC_{kind}_DIR"] = str(folder / kind.lower())
+
+
+@pytest.fixture(scope="session")
+def reproduced(tmp_path_factory):
+    """A small project, committed to git with the results of its one `dvc repro`. Tests read it and change copies."""
+    project = Project(tmp_path_factory.mktemp("reproduced") / "project")
+    for part in PARTS:
+        source, target = ROOT / part, project / part
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+        else:
+            shutil.copy(source, target)
+    project.set(TINY)
+    project.run("git", "init", "--quiet", "--initial-branch=main")
+    project.dvc("repro")
+    project.run("git", "add", "--all")
+    project.run("git", "commit", "--quiet", "--message=Reproduce")
+    return project
+
+
+@pytest.fixture
+def project(reproduced, tmp_path):
+    """A copy of the reproduced project, to be changed."""
+    return reproduced.copy(tmp_path / "project")
+
+
+@pytest.fixture(scope="session")
+def bundled(tmp_path_factory):
+    """The folder of the bundled digits' files, and their record as the download stage writes it."""
+    from vae.config import DataParams
+    from vae.fetch import fetch
+
+    folder = tmp_path_factory.mktemp("bundled")
+    return folder, fetch(DataParams(source="bundled"), None, folder, None)
