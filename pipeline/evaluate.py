@@ -15,10 +15,10 @@ from vae.stages import METRICS, RAW, load_model, read_dataset, read_run_id, run_
 
 def main(params: Params) -> None:
     """Measure, write the metric files, and add them to the training's run."""
-    device = resolve(params.train).device
-    model = load_model(params, device)
+    hardware = resolve(params.train)
+    model = load_model(params, hardware.device)
     test = load(RAW, "test")
-    targets = binarize_once(test.images, params.data.binarization).to(device)
+    targets = binarize_once(test.images, params.data.binarization).to(hardware.device)
     tracking.connect()
     result = evaluate(model, targets, test.labels, params.evaluate, seed=params.seed, progress=True)
     metrics = result.metrics()
@@ -42,7 +42,7 @@ def main(params: Params) -> None:
         f"NLL {metrics['nll']:.2f} nats per image ({params.evaluate.importance_samples} importance samples), "
         f"{metrics['active_units']} of {params.model.latent_dim} latent dimensions active"
     )
-    with tracking.tolerant(), tracking.run(tracking.run_name(params), run_id=read_run_id()):
+    with tracking.tolerant(), tracking.resume(params, hardware, read_run_id()):
         tracking.log_metrics(metrics, prefix="test/")
         tracking.log_artifact(METRICS / "per_digit.csv")
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from vae import figures, tracking
 from vae.config import Params
 from vae.data import Split, binarize_once, load, to_float
+from vae.device import resolve
 from vae.evaluation import ACTIVE_UNIT_VARIANCE
 from vae.files import write_atomically
 from vae.model import VAE
@@ -39,7 +40,7 @@ def main(params: Params) -> None:
         for name, figure in draw(model, load(RAW, "test"), latents, params):
             drawn[name] = save(figure, FIGURES / f"{name}.png", params.render.dpi)
     print(f"{len(drawn)} figures in {FIGURES}/: {', '.join(drawn)}")
-    with tracking.tolerant(), tracking.run(tracking.run_name(params), run_id=read_run_id()):
+    with tracking.tolerant(), tracking.resume(params, resolve(params.train), read_run_id()):
         for path in drawn.values():
             tracking.log_artifact(path, "figures")
 

@@ -34,7 +34,8 @@ def main(params: Params) -> None:
         write_atomically(METRICS / "history.csv", pd.DataFrame(history).to_csv(index=False))
         print(describe(record, params.train.epochs), flush=True)
         with tracking.tolerant():
-            tracking.log_metrics(record, step=int(record["epoch"]))
+            curves = {name: value for name, value in record.items() if "/" in name}
+            tracking.log_metrics(curves, step=int(record["epoch"]))
 
     with tracking.run(tracking.run_name(params)) as run_id:
         with tracking.tolerant():

@@ -71,7 +71,13 @@ def connect(experiment: str = EXPERIMENT) -> None:
         # Two processes that create the database at once destroy it.
         with FileLock(folder / ".lock"):
             if mlflow.get_experiment_by_name(experiment) is None:
-                mlflow.create_experiment(experiment, artifact_location=(folder / "artifacts").as_uri())
+                mlflow.create_experiment(
+                    experiment,
+                    artifact_location=(folder / "artifacts").as_uri(),
+                    tags={
+                        "mlflow.experimentKind": "custom_model_development"
+                    },  # what the UI shows first: training runs
+                )
             mlflow.set_experiment(experiment)
     except (MlflowException, OSError) as error:
         raise TrackingError(f"the MLflow store {uri} can't be used: {_one_line(error)}") from None
@@ -101,6 +107,15 @@ def run(name: str, *, run_id: str | None = None) -> Iterator[str]:
     finally:
         with tolerant():
             mlflow.end_run(status)
+
+
+@contextmanager
+def resume(params: Params, hardware: Hardware, run_id: str | None) -> Iterator[str]:
+    """The run that trained the model; where the store doesn't have it, a new one that carries the parameters too."""
+    with run(run_name(params), run_id=run_id) as active:
+        if active != run_id:
+            log_params(params, hardware)
+        yield active
 
 
 def _exists(run_id: str) -> bool:
