@@ -22,10 +22,12 @@ os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 
 import mlflow
 import requests
+from alembic.util import CommandError
 from filelock import FileLock
 from mlflow.data.dataset_source_registry import resolve_dataset_source
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
 
 from vae.config import ModelParams, Params
 from vae.device import Hardware
@@ -34,6 +36,8 @@ from vae.errors import TrackingError
 EXPERIMENT = "vae-mnist"
 REACHABLE_SECONDS = 5.0
 SYSTEM_METRICS_SECONDS = 5
+# What MLflow raises when its store is in trouble: its own errors, and those of what it stands on.
+TROUBLE = (MlflowException, requests.RequestException, SQLAlchemyError, CommandError, OSError)
 CODE = ["src", "pipeline", "params.yaml", "dvc.yaml", "pyproject.toml", "requirements.lock"]
 
 
@@ -79,7 +83,7 @@ def connect(experiment: str = EXPERIMENT) -> None:
                     },  # what the UI shows first: training runs
                 )
             mlflow.set_experiment(experiment)
-    except (MlflowException, OSError) as error:
+    except TROUBLE as error:
         raise TrackingError(f"the MLflow store {uri} can't be used: {_one_line(error)}") from None
 
 
@@ -95,7 +99,7 @@ def run(name: str, *, run_id: str | None = None) -> Iterator[str]:
     mlflow.set_system_metrics_sampling_interval(SYSTEM_METRICS_SECONDS)
     try:
         active = mlflow.start_run(run_id, run_name=None if run_id else name, log_system_metrics=True)
-    except (MlflowException, requests.RequestException, OSError) as error:
+    except TROUBLE as error:
         raise TrackingError(f"no run can be opened in {tracking_uri()}: {_one_line(error)}") from None
     status = "FAILED"
     try:
@@ -138,7 +142,7 @@ def tolerant() -> Iterator[None]:
     try:
         with _uninterrupted():
             yield
-    except (MlflowException, TrackingError, requests.RequestException, OSError) as error:
+    except (*TROUBLE, TrackingError) as error:
         if not _warned:
             print(f"warning: not tracked in MLflow: {_one_line(error)}", file=sys.stderr)
         _warned = True
