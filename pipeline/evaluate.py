@@ -17,6 +17,7 @@ def main(params: Params) -> None:
     """Measure, write the metric files, and add them to the training's run."""
     hardware = resolve(params.train)
     model = load_model(params, hardware.device)
+    dataset = read_dataset()["name"]
     test = load(RAW, "test")
     targets = binarize_once(test.images, params.data.binarization).to(hardware.device)
     tracking.connect()
@@ -34,7 +35,7 @@ def main(params: Params) -> None:
             **metrics,
             "importance_samples": params.evaluate.importance_samples,
             "binarization": params.data.binarization,
-            "dataset": read_dataset()["name"],
+            "dataset": dataset,
         },
     )
     print(

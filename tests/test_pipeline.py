@@ -22,9 +22,13 @@ from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
 from conftest import ENVIRONMENT
+from vae.config import load_params
+from vae.data import binarize_once, load, split_validation
+from vae.device import resolve
 from vae.files import sha256
 from vae.model import VAE
 from vae.tracking import EXPERIMENT, mlflow
+from vae.training import validate
 
 pytestmark = pytest.mark.slow  # all of it works on copies of a project in which DVC has run
 
@@ -257,6 +261,20 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(stage, pro
     assert checksums[2] != checksums[0]
 
 
+def test_the_model_that_is_kept_is_the_best_epochs_and_not_the_last(stage, project):
+    rising = {"beta": 300, "kl_warmup_epochs": 100, "epochs": 5}  # from 3 to 15: the latent space collapses
+    settings = {**rising, "batch_size": 16, "learning_rate": 1e-2, "lr_schedule": "constant"}
+    project.set({f"train.{name}": value for name, value in settings.items()})
+    works(stage("train"))
+    curve = pd.read_csv(project / "metrics/history.csv")["val/neg_elbo"]
+    assert curve.iloc[-1] > curve.min() + 5
+    params = load_params(project / "params.yaml")
+    _, validation = split_validation(load(project / "data/raw", "train"), params.data.validation_size)
+    targets = binarize_once(validation.images, params.data.binarization)
+    again = validate(VAE.load(project / MODEL), targets, resolve(params.train))
+    assert again["neg_elbo"] == pytest.approx(curve.min(), abs=1e-3)
+
+
 def test_download_keeps_what_is_right_and_repairs_what_is_not(stage, project):
     before = project.outputs()
     works(stage("download"))
@@ -282,6 +300,16 @@ def test_a_model_of_other_params_is_not_evaluated(stage, project):
     for name in ("evaluate", "render"):
         refuses(stage(name), MODEL, "latent_dim", "3", "2", "dvc repro")
     assert project.outputs() == before
+
+
+@pytest.mark.parametrize("write", [Path.unlink, lambda path: path.write_text('{"run_id": "0123456789abcdef"}')])
+def test_a_model_whose_run_is_gone_is_evaluated_in_a_new_one(stage, project, write):
+    (trained,) = runs_of(project)
+    write(project / "models/run.json")
+    works(stage("evaluate"))
+    opened, _ = runs_of(project)
+    assert opened.data.params == trained.data.params
+    assert opened.data.metrics["test/nll"] == trained.data.metrics["test/nll"]
 
 
 @pytest.mark.parametrize("name", ["download", "train", "evaluate", "render"])

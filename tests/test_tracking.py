@@ -154,6 +154,28 @@ def test_a_run_that_is_not_there_is_replaced_by_a_new_one_and_said_so(deleted, c
 
 
 @pytest.mark.usefixtures("store")
+def test_a_stage_resumes_the_run_of_its_model_as_it_is():
+    with tracking.run("trained") as trained:
+        tracking.log_params(Params(), CPU)
+    with tracking.resume(Params(seed=1), CPU, trained) as resumed:
+        pass
+    assert resumed == trained
+    assert (the_run(trained).info.run_name, the_run(trained).data.params["seed"]) == ("trained", "0")
+
+
+@pytest.mark.usefixtures("store")
+@pytest.mark.parametrize("run_id", [None, "0123456789abcdef" * 2])
+def test_a_stage_whose_model_has_no_run_opens_one_that_says_how_it_was_trained(run_id):
+    params = Params(seed=1)
+    with tracking.resume(params, CPU, run_id) as opened:
+        pass
+    run = the_run(opened)
+    assert run.info.run_name == tracking.run_name(params)
+    assert run.data.params.keys() == params.flat().keys()
+    assert (run.data.params["seed"], run.data.tags["precision"]) == ("1", "fp32")
+
+
+@pytest.mark.usefixtures("store")
 def test_only_numbers_are_logged_as_metrics():
     with tracking.run("numbers") as run_id:
         tracking.log_metrics({"units": 3, "nll": 80.5, "dataset": "MNIST", "patience": None}, prefix="test/")

@@ -3,6 +3,7 @@
 Metric files are written before anything is logged, and trouble in mid-run never ends a training: it is said once.
 """
 
+import logging
 import os
 import signal
 import subprocess
@@ -148,6 +149,7 @@ def tolerant() -> Iterator[None]:
         _warned = True
         # From here on a server that is gone costs a second an epoch, not twenty; once back, it is used again.
         os.environ |= {"MLFLOW_HTTP_REQUEST_TIMEOUT": "1", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+        logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # its threads would say the same again and again
 
 
 @contextmanager
