@@ -252,8 +252,8 @@ def serve_ui(port: int = 5000) -> None:
         sys.exit(f"MLFLOW_TRACKING_URI is {uri}: open that")
     connect()
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
-    server = ["mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port)]
-    os.execvp("mlflow", [*server, "--workers", "1"])
+    options = ["--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    os.execv(sys.executable, [sys.executable, "-m", "mlflow", "server", *options])
 
 
 if __name__ == "__main__":
