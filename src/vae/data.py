@@ -133,8 +133,7 @@ def split_validation(train: Split, validation_size: int | float) -> tuple[Split,
 def sample_binary(images: Tensor, generator: torch.Generator) -> Tensor:
     """Draw each pixel white with probability value / 255 (Salakhutdinov & Murray 2008): uint8 0 or 255.
 
-    Exact: a whole number below 255 is less than `value` with that probability. Uniform bytes also cost a third
-    of what uniform floats do.
+    Exact: a whole number below 255 is less than `value` with that probability.
     """
     threshold = torch.randint(0, 255, images.shape, dtype=torch.uint8, device=images.device, generator=generator)
     return (threshold < images).to(torch.uint8) * 255

@@ -38,7 +38,7 @@ EXPERIMENT = "vae-mnist"
 REACHABLE_SECONDS = 5.0
 SYSTEM_METRICS_SECONDS = 5
 # What MLflow raises when its store is in trouble: its own errors, and those of what it stands on.
-TROUBLE = (MlflowException, requests.RequestException, SQLAlchemyError, CommandError, OSError)
+TROUBLE = (MlflowException, requests.RequestException, SQLAlchemyError, CommandError, ImportError, OSError)
 CODE = ["src", "pipeline", "params.yaml", "dvc.yaml", "pyproject.toml", "requirements.lock"]
 
 
