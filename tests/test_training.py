@@ -106,7 +106,7 @@ def test_a_higher_beta_buys_a_lower_rate_with_a_higher_distortion():
 
 
 def test_the_best_epochs_weights_are_kept_and_patience_stops_the_training():
-    """A step schedule of a far too high rate first gets better, then worse."""
+    """A constant, far too high rate first gets better, then worse."""
     model, fitted = train({"epochs": 60, "learning_rate": 0.03, "early_stopping_patience": 2, "batch_size": 16})
     scores = [record["val/neg_elbo"] for record in fitted.history]
     assert len(scores) < 60

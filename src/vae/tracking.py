@@ -79,9 +79,8 @@ def connect(experiment: str = EXPERIMENT) -> None:
                 mlflow.create_experiment(
                     experiment,
                     artifact_location=(folder / "artifacts").as_uri(),
-                    tags={
-                        "mlflow.experimentKind": "custom_model_development"
-                    },  # what the UI shows first: training runs
+                    # Tells the UI to show training runs first.
+                    tags={"mlflow.experimentKind": "custom_model_development"},
                 )
             mlflow.set_experiment(experiment)
     except TROUBLE as error:
