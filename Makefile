@@ -7,11 +7,12 @@ READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-# make train EPOCHS=2 LATENT_DIM=8 BETA=4 …
-FLAGS := EPOCHS BATCH_SIZE LATENT_DIM BETA LEARNING_RATE
-SETTINGS = $(foreach flag,$(FLAGS),$(if $($(flag)),--$(shell echo $(flag) | tr A-Z a-z)=$($(flag))))
+# make train EPOCHS=2 LATENT_DIM=8 BETA=4 …; make search TRIALS=60 WORKERS=4 …
+flags = $(foreach flag,$(1),$(if $($(flag)),--$(shell echo $(flag) | tr A-Z a-z)=$($(flag))))
+TRAIN_FLAGS = $(call flags,EPOCHS BATCH_SIZE LATENT_DIM BETA LEARNING_RATE)
+SEARCH_FLAGS = $(subst --trials,--n_trials,$(call flags,TRIALS EPOCHS WORKERS))
 
-.PHONY: help setup repro train ui test lint format bench clean
+.PHONY: help setup repro train search adopt dashboard ui test lint format bench clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -31,7 +32,24 @@ repro: $(READY)  ## Run the pipeline: download, train, evaluate, render; only wh
 	dvc repro
 
 train: $(READY)  ## Train once with other values, outside of DVC: EPOCHS= BATCH_SIZE= LATENT_DIM= BETA= LEARNING_RATE=
-	python pipeline/train.py $(SETTINGS)
+	python pipeline/train.py $(TRAIN_FLAGS)
+
+search: $(READY)  ## Search hyperparameters; once with other values, outside of DVC: TRIALS= EPOCHS= WORKERS=
+	@python -m vae.config
+ifeq ($(strip $(SEARCH_FLAGS)),)
+	dvc repro pipeline/search/dvc.yaml
+else
+	dvc repro --quiet download
+	python pipeline/search/search.py $(SEARCH_FLAGS)
+endif
+
+adopt: $(READY)  ## Write the search's best values into params.yaml
+	@python -m vae.search.adopt
+
+dashboard: $(READY)  ## Serve optuna-dashboard of the search on http://127.0.0.1:8080
+	@test -n "$$OPTUNA_STORAGE" || test -f search/study.journal || \
+		{ echo "error: there is no study yet: make search makes one" >&2; exit 1; }
+	optuna-dashboard --host 127.0.0.1 "$${OPTUNA_STORAGE:-search/study.journal}"
 
 ui: $(READY)  ## Serve the MLflow UI on http://127.0.0.1:5000
 	python -m vae.tracking

@@ -215,3 +215,67 @@ def test_flat_names_every_parameter_once():
     assert flat["seed"] == 0
     assert flat["train.beta"] == 4.0
     assert len(flat) == 1 + sum(len(type(value).model_fields) for _, value in Params() if isinstance(value, BaseModel))
+
+
+# What can be searched
+
+
+@pytest.mark.parametrize(
+    "space, reason",
+    [
+        ("{beta: {low: 4, high: 1}}", "beta: low 4.0 is above high 1.0"),
+        ("{beta: {low: 0, high: 1, log: true}}", "beta: a logarithmic range starts above 0, not at 0.0"),
+        ("{betta: [1, 2]}", "'betta' is no parameter of model or train: did you mean 'beta'?"),
+        ("{train.beta: [1, 2]}", "'train.beta' is no parameter of model or train: did you mean 'beta'?"),
+        ("{epochs: [1, 2]}", "epochs can't be searched: search.epochs says how long a trial trains"),
+        ("{latent_dim: {low: 0, high: 8}}", "latent_dim is 0, allowed is greater than or equal to 1"),
+        ("{latent_dim: {low: 1.5, high: 8}}", "latent_dim is 1.5, allowed is a valid integer"),
+        ("{activation: [silu, swish]}", "activation is 'swish', allowed is 'silu', 'relu', 'gelu' or 'tanh'"),
+        ("{activation: {low: 1, high: 2}}", "activation is 1, allowed is 'silu'"),
+        ("{hidden_dims: [[64], [64, 0]]}", "hidden_dims.1 is 0, allowed is greater than or equal to 1"),
+        ("{beta: {min: 1, max: 2}}", "beta is {'min': 1, 'max': 2}, allowed is a list of values, or a range such as"),
+        ("{beta: 3}", "beta is 3, allowed is a list of values, or a range such as"),
+        ("{beta: []}", "beta has no values to choose from"),
+        ("{}", "{} is not a section with a line for each parameter to search"),
+        ("[beta]", "['beta'] is not a section"),
+    ],
+)
+def test_a_space_that_cannot_be_searched_is_refused(load, space, reason):
+    message = refused(load, f"search: {{space: {space}}}")
+    assert f"search.space: {reason}" in message
+
+
+@pytest.mark.parametrize(
+    "key, value, allowed",
+    [
+        ("n_trials", 0, "greater than or equal to 1"),
+        ("epochs", 0, "greater than or equal to 1"),
+        ("workers", "many", "a valid integer or 'auto'"),
+        ("workers", 0, "greater than or equal to 1"),
+        ("objective", "loss", "'elbo' or 'rate_distortion'"),
+        ("pruner", "percentile", "'median', 'hyperband' or 'none'"),
+    ],
+)
+def test_a_search_out_of_range_is_refused(load, key, value, allowed):
+    message = refused(load, f"search: {{{key}: {value}}}")
+    assert f"search.{key} is {value!r}" in message and allowed in message
+
+
+def test_a_space_takes_ranges_choices_and_lists_of_widths(load):
+    params = load(
+        "search: {space: {beta: {low: 1, high: 4, log: true}, latent_dim: [2, 8], "
+        "hidden_dims: [[64], [64, 32]], max_grad_norm: [null, 1]}}"
+    )
+    assert params.search.space["beta"].model_dump() == {"low": 1.0, "high": 4.0, "log": True}
+    assert params.search.space["latent_dim"] == (2, 8)
+    assert params.search.space["hidden_dims"] == ((64,), (64, 32))
+    assert params.search.space["max_grad_norm"] == (None, 1.0)
+    assert params.replaced({}) == params
+
+
+def test_replaced_values_are_checked_like_those_of_the_file(load):
+    params = load("train: {beta: 2.0}")
+    assert params.replaced({"train.beta": 3.0}).train.beta == 3.0
+    assert params.train.beta == 2.0
+    with pytest.raises(ValidationError):
+        params.replaced({"train.beta": -1.0})

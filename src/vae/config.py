@@ -21,6 +21,8 @@ Activation = Literal["silu", "relu", "gelu", "tanh"]
 LRSchedule = Literal["constant", "step", "cosine", "one_cycle"]
 DeviceName = Literal["auto", "cpu", "mps", "cuda"] | Annotated[str, Field(pattern=r"^cuda:\d+$")]
 Precision = Literal["auto", "fp32", "bf16"]
+Objective = Literal["elbo", "rate_distortion"]
+Pruner = Literal["median", "hyperband", "none"]
 
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -93,6 +95,85 @@ class RenderParams(Section):
     dpi: Annotated[int, Field(ge=30, le=600)] = 110
 
 
+class Range(Section):
+    """From `low` to `high`, both included; with `log`, evenly over the orders of magnitude."""
+
+    low: int | float
+    high: int | float
+    log: bool = False
+
+
+Choices = tuple[Any, ...]
+
+
+class SearchParams(Section):
+    """`n_trials` of `epochs` each over `space`, which names parameters of `model` or `train`."""
+
+    n_trials: PositiveInt = 40
+    epochs: PositiveInt = 10
+    workers: PositiveInt | Literal["auto"] = "auto"
+    objective: Objective = "elbo"
+    pruner: Pruner = "median"
+    space: dict[str, Range | Choices] = Field(
+        default={
+            "latent_dim": Range(low=8, high=64),
+            "beta": Range(low=0.5, high=2.0, log=True),
+            "learning_rate": Range(low=3e-4, high=1e-2, log=True),
+        }
+    )
+
+    @field_validator("space", mode="before")
+    @classmethod
+    def _space_is_searchable(cls, space: Any) -> dict[str, Range | Choices]:
+        if not isinstance(space, Mapping) or not space:
+            raise ValueError(f"{space!r} is not a section with a line for each parameter to search")
+        return {name: _domain(name, values) for name, values in space.items()}
+
+
+SEARCHED: dict[str, type[Section]] = {"model": ModelParams, "train": TrainParams}
+
+
+def searched_section(name: str) -> str:
+    """`model` or `train`, whichever has the parameter `name`; ValueError where neither has, or it can't be searched."""
+    if name == "epochs":
+        raise ValueError("epochs can't be searched: search.epochs says how long a trial trains")
+    for section, model in SEARCHED.items():
+        if name in model.model_fields:
+            return section
+    known = sorted({*ModelParams.model_fields, *TrainParams.model_fields} - {"epochs"})
+    close = difflib.get_close_matches(str(name).split(".")[-1], known, n=1)
+    hint = f"did you mean '{close[0]}'? " if close else ""
+    raise ValueError(f"'{name}' is no parameter of model or train: {hint}allowed are {', '.join(known)}")
+
+
+def _domain(name: str, values: Any) -> Range | Choices:
+    """The values to search for a parameter, every one of which it must be able to take."""
+    section = SEARCHED[searched_section(name)]
+    if isinstance(values, list | tuple):
+        if not values:
+            raise ValueError(f"{name} has no values to choose from")
+        return tuple(_allowed(section, name, value) for value in values)
+    try:
+        domain = values if isinstance(values, Range) else Range.model_validate(values)
+    except ValidationError:
+        raise ValueError(
+            f"{name} is {values!r}, allowed is a list of values, or a range such as {{low: 1, high: 8, log: true}}"
+        ) from None
+    low, high = (_allowed(section, name, value) for value in (domain.low, domain.high))
+    if low > high:
+        raise ValueError(f"{name}: low {low!r} is above high {high!r}")
+    if domain.log and low <= 0:
+        raise ValueError(f"{name}: a logarithmic range starts above 0, not at {low!r}")
+    return Range(low=low, high=high, log=domain.log)
+
+
+def _allowed(section: type[Section], name: str, value: Any) -> Any:
+    try:
+        return getattr(section.model_validate({name: value}), name)
+    except ValidationError as error:
+        raise ValueError(describe(error, section)) from None
+
+
 class Params(Section):
     """The whole of params.yaml."""
 
@@ -102,6 +183,7 @@ class Params(Section):
     train: TrainParams = TrainParams()
     evaluate: EvaluateParams = EvaluateParams()
     render: RenderParams = RenderParams()
+    search: SearchParams = SearchParams()
 
     @model_validator(mode="after")
     def _bundled_is_mnist(self) -> Self:
@@ -112,6 +194,14 @@ class Params(Section):
     def flat(self) -> dict[str, Any]:
         """Every parameter under its dotted name, `{"train.beta": 1.0, …}`, as MLflow shows them."""
         return dict(_flatten(self.model_dump()))
+
+    def replaced(self, values: Mapping[str, Any]) -> "Params":
+        """The same with other values under their dotted names, checked like those of params.yaml."""
+        tree = self.model_dump()
+        for name, value in values.items():
+            section, key = name.split(".")
+            tree[section][key] = value
+        return Params.model_validate(tree)
 
 
 def load_params(path: Path | str = "params.yaml", overrides: Mapping[str, Any] | None = None) -> Params:

@@ -27,3 +27,7 @@ class DivergedError(VAEError):
 
 class TrackingError(VAEError):
     """The MLflow store can't be reached."""
+
+
+class SearchError(VAEError):
+    """The hyperparameter search can't go on: its storage, its workers or its first trials failed."""

@@ -5,7 +5,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ RUN = Path("models/run.json")
 METRICS = Path("metrics")
 FIGURES = Path("figures")
 
-FLAGS: dict[str, type[int] | type[float]] = {
+INTERRUPTED = "interrupted: `dvc repro` runs this stage again"
+Flags = Mapping[str, Callable[[str], Any]]
+FLAGS: Flags = {
     "train.epochs": int,
     "train.batch_size": int,
     "model.latent_dim": int,
@@ -29,32 +31,36 @@ FLAGS: dict[str, type[int] | type[float]] = {
 }
 
 
-def run_stage(main: Callable[[Params], None], description: str | None) -> None:
+def run_stage(main: Callable[..., None], description: str | None, flags: Flags = FLAGS, **switches: str) -> None:
     """Run a stage's `main` with params.yaml, as overridden by the command line's flags.
 
-    A mistake of the user's ends in one line and exit code 1, Ctrl-C in 130, a termination in 143: never in 0,
-    or DVC would commit what is there by then.
+    `switches` are flags without a value, by name and help; `main` gets them as keyword arguments. A mistake of the
+    user's ends in one line and exit code 1, Ctrl-C in 130, a termination in 143: never in 0, or DVC would commit what
+    is there by then.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    arguments = _parse_flags(description, flags, switches)
+    chosen = {name: arguments.pop(name) for name in switches}
     try:
-        main(load_params(overrides=_parse_flags(description)))
+        main(load_params(overrides=arguments), **chosen)
     except VAEError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("interrupted: `dvc repro` runs this stage again", file=sys.stderr)
+    except KeyboardInterrupt as interruption:
+        print(f"interrupted: {interruption}" if interruption.args else INTERRUPTED, file=sys.stderr)
         sys.exit(130)
 
 
-def _parse_flags(description: str | None) -> dict[str, Any]:
+def _parse_flags(description: str | None, flags: Flags, switches: Mapping[str, str]) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
-    for name, convert in FLAGS.items():
+    for name, convert in flags.items():
         flag = name.split(".")[1]
         spellings = dict.fromkeys((f"--{flag}", f"--{flag.replace('_', '-')}"))
-        parser.add_argument(
-            *spellings, dest=name, type=convert, metavar=convert.__name__.upper(), help=f"{name} for this run"
-        )
+        kind = getattr(convert, "__name__", "value").strip("<>")
+        parser.add_argument(*spellings, dest=name, type=convert, metavar=kind.upper(), help=f"{name} for this run")
+    for name, text in switches.items():
+        parser.add_argument(f"--{name}", action="store_true", help=text)
     return {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
 
 

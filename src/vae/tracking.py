@@ -35,6 +35,7 @@ from vae.device import Hardware
 from vae.errors import TrackingError
 
 EXPERIMENT = "vae-mnist"
+SEARCH_EXPERIMENT = "vae-mnist-search"
 REACHABLE_SECONDS = 5.0
 SYSTEM_METRICS_SECONDS = 5
 # What MLflow raises when its store is in trouble: its own errors, and those of what it stands on.
@@ -101,9 +102,15 @@ def run(name: str, *, run_id: str | None = None) -> Iterator[str]:
         active = mlflow.start_run(run_id, run_name=None if run_id else name, log_system_metrics=True)
     except TROUBLE as error:
         raise TrackingError(f"no run can be opened in {tracking_uri()}: {_one_line(error)}") from None
+    with _ending():
+        yield active.info.run_id
+
+
+@contextmanager
+def _ending() -> Iterator[None]:
     status = "FAILED"
     try:
-        yield active.info.run_id
+        yield
         status = "FINISHED"
     except (KeyboardInterrupt, SystemExit):
         status = "KILLED"
@@ -111,6 +118,43 @@ def run(name: str, *, run_id: str | None = None) -> Iterator[str]:
     finally:
         with tolerant():
             mlflow.end_run(status)
+
+
+def new_search(params: Params) -> str:
+    """Create the run that a search's trials belong to, for `run(…, run_id=…)` to open; returns its id."""
+    with mlflow.start_run(run_name="search") as active:
+        # How many trials, workers and how pruned may change when the search goes on; a run's params can't.
+        changeable = ("search.n_trials", "search.workers", "search.pruner")
+        mlflow.log_params({name: value for name, value in _loggable(params).items() if name not in changeable})
+        mlflow.set_tags(_origin())
+        return str(active.info.run_id)
+
+
+@contextmanager
+def trial_run(number: int, parent: str | None, params: Params, hardware: Hardware) -> Iterator[str | None]:
+    """The run of a search's trial, below that of the search; yields its id, None where MLflow is in trouble.
+
+    It ends as `run()` does. Trouble never ends the trial.
+    """
+    run_id = None
+    with tolerant():
+        tags = {"mlflow.parentRunId": parent} if parent else {}
+        run_id = mlflow.start_run(run_name=f"trial {number}", tags=tags | {"trial": str(number)}).info.run_id
+        log_params(params, hardware)
+    with _ending():
+        yield run_id
+
+
+def end_dead_run(run_id: str) -> None:
+    """End the run of a process that died."""
+    client = mlflow.MlflowClient()
+    client.set_tag(run_id, "state", "DIED")
+    client.set_terminated(run_id, "KILLED")
+
+
+def log_tags(tags: Mapping[str, Any]) -> None:
+    """Set tags of the open run."""
+    mlflow.set_tags(dict(tags))
 
 
 @contextmanager
@@ -171,10 +215,13 @@ def _uninterrupted() -> Iterator[None]:
 
 
 def log_params(params: Params, hardware: Hardware) -> None:
-    """All of params.yaml under dotted names, what `auto` came to, and the code's state as tags."""
-    values = {key: list(value) if isinstance(value, tuple) else value for key, value in params.flat().items()}
-    mlflow.log_params(values)
+    """What params.yaml says of a training under dotted names, what `auto` came to, and the code's state as tags."""
+    mlflow.log_params({name: value for name, value in _loggable(params).items() if not name.startswith("search.")})
     mlflow.set_tags({"device": str(hardware.device), "precision": hardware.precision, **_origin()})
+
+
+def _loggable(params: Params) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in params.flat().items()}
 
 
 def log_metrics(metrics: Mapping[str, Any], prefix: str = "", step: int | None = None) -> None:
@@ -197,6 +244,14 @@ def log_training(summary: Mapping[str, Any], model_sha256: str, artifacts: Seque
     """What a finished training adds to its run."""
     log_metrics(summary, prefix="summary/")
     mlflow.set_tag("model.sha256", model_sha256)
+    for path in artifacts:
+        log_artifact(path)
+
+
+def log_search(summary: Mapping[str, Any], artifacts: Sequence[Path]) -> None:
+    """What a search found, in its open run: numbers as metrics, all as tags, files as artifacts."""
+    log_metrics(summary)
+    log_tags(summary)
     for path in artifacts:
         log_artifact(path)
 
