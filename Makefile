@@ -16,7 +16,7 @@ SEARCH_FLAGS = $(subst --trials,--n_trials,$(call flags,TRIALS EPOCHS WORKERS))
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 11
 
 $(READY): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -66,8 +66,9 @@ format: $(READY)  ## Put the code in shape
 	ruff check --fix .
 	ruff format .
 
-bench: $(READY)  ## Measure the training speed against the common recipe and the matrix products alone
+bench: $(READY)  ## Measure training and search: against the common recipe, the matrix products, one worker
 	python benchmarks/speed.py
+	python benchmarks/workers.py
 
 clean:  ## Delete the environment and what tools cache; data, models and runs stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build src/*.egg-info

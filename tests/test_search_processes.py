@@ -114,7 +114,7 @@ def test_the_stage_writes_its_outputs_and_a_larger_total_adds_the_difference(sma
     more = small.run(*SEARCH, "--n_trials=6", "--workers=1")
     after = trials_of(small)
     assert after[:4] == before and len(after) == 6
-    assert "4 of 6 trials done" in more and more.count("\ntrial ") == 2
+    assert "4 of 6 trials done" in more and more.count(": −ELBO ") == 2
     assert len(pd.read_csv(small / "search/trials.csv")) == 6
     assert len(children_of_the_search(small)[2]) == 6
 

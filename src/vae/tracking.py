@@ -148,7 +148,7 @@ def trial_run(number: int, parent: str | None, params: Params, hardware: Hardwar
 def end_dead_run(run_id: str) -> None:
     """End the run of a process that died."""
     client = mlflow.MlflowClient()
-    client.set_tag(run_id, "state", "DIED")
+    client.set_tag(run_id, "state", "KILLED")
     client.set_terminated(run_id, "KILLED")
 
 

@@ -16,7 +16,7 @@ from vae.config import Params, searched_section
 from vae.errors import SearchError
 from vae.files import write_atomically
 from vae.search import figures
-from vae.search.study import FOLDER, current_values, finished, journal, with_values
+from vae.search.study import FOLDER, current_values, finished, journal, reason, with_values
 
 TRIALS = FOLDER / "trials.csv"
 BEST = FOLDER / "best_params.yaml"
@@ -147,7 +147,7 @@ def describe(trial: FrozenTrial) -> str:
     if trial.state is TrialState.PRUNED:
         outcome += f", pruned after {len(trial.user_attrs['curve'])} epochs"
     if trial.state is TrialState.FAIL:
-        outcome = f"failed: {trial.user_attrs.get('reason', 'its worker died')}"
+        outcome = f"failed: {reason(trial)}"
     return f"trial {trial.number}: {outcome} ({values}; {seconds})"
 
 

@@ -180,6 +180,11 @@ def finished(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     return [trial for trial in counted(trials) if trial.state.is_finished()]
 
 
+def reason(trial: FrozenTrial) -> str:
+    """Why a trial failed."""
+    return str(trial.user_attrs.get("reason", "its worker died"))
+
+
 def in_state(study: optuna.Study, *states: TrialState) -> list[FrozenTrial]:
     """The study's trials in one of these states."""
     return study.get_trials(deepcopy=False, states=states)

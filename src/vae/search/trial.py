@@ -25,6 +25,7 @@ from vae.search.study import (
     in_state,
     open_storage,
     open_study,
+    reason,
     suggest,
     with_values,
 )
@@ -165,8 +166,3 @@ def require_hope(study: optuna.Study, failures_before: int) -> None:
         return
     reasons = "; ".join(f"trial {trial.number}: {reason(trial)}" for trial in failed[-HOPELESS:])
     raise SearchError(f"the first {len(failed)} trials all failed, so the search stops here: {reasons}")
-
-
-def reason(trial: FrozenTrial) -> str:
-    """Why a trial failed."""
-    return str(trial.user_attrs.get("reason", "its worker died"))
