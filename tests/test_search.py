@@ -312,12 +312,21 @@ def test_a_dead_workers_trial_is_queued_again_with_its_values(here):
     assert retry_dead(study, {"here"}, 0) == 1
     assert retry_dead(study, {"here"}, 0) == 0
     dead, again = study.trials
-    assert (dead.state, again.state, again.params) == (TrialState.FAIL, TrialState.WAITING, lost.params)
+    assert (dead.state, again.state, dead.params) == (TrialState.FAIL, TrialState.WAITING, lost.params)
     assert counted(study.trials) == [again] and finished(study.trials) == []
     assert mlflow.get_run(dead.user_attrs["mlflow_run"]).info.status == "KILLED"
     trials = worked(params).trials
     assert [trial.state for trial in counted(trials)] == [TrialState.COMPLETE] * 2
     assert trials[1].params == lost.params
+
+
+def test_params_yamls_trial_is_run_again_also_outside_of_the_space(here):
+    params = small(n_trials=1, model__latent_dim=20)
+    study, lost = abandoned(params, "gone")
+    assert lost.params["latent_dim"] == 20
+    retry_dead(study, set(), 0)
+    (trial,) = counted(worked(params).trials)
+    assert (trial.state, trial.params) == (TrialState.COMPLETE, lost.params)
 
 
 def test_the_trial_of_a_living_worker_is_left_alone(here):

@@ -230,10 +230,11 @@ def postgresql():
         shutil.rmtree(folder)
 
 
-def test_machines_share_a_study_and_one_takes_over_from_a_dead_one(small):
+def test_machines_share_a_study_and_one_takes_over_from_a_dead_one(small, tmp_path):
     small.set({"search.n_trials": 6, "search.epochs": 8})
+    other = small.copy(tmp_path / "other")  # of its own: only the database keeps the two from the same trial
     with postgresql() as url:
-        first, second = (start(small, "--worker", OPTUNA_STORAGE=url) for _ in range(2))
+        first, second = (start(machine, "--worker", OPTUNA_STORAGE=url) for machine in (other, small))
         storage = None
 
         def trials():

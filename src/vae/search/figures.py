@@ -8,10 +8,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from vae.config import Params, Range
 from vae.figures import PALETTE
@@ -96,7 +97,8 @@ def slices(complete: pd.DataFrame, names: Sequence[str], logarithmic: set[str]) 
             lw=0.4,
         )
         if name in logarithmic:
-            _logarithmic(ax)
+            ax.set_xscale("log")
+            _plain_ticks(ax.xaxis, complete[name])
         ax.set_xlabel(name)
         ax.grid(alpha=0.3)
     _focus(panels[0], complete["neg_elbo"])
@@ -111,12 +113,12 @@ def _plottable(values: "pd.Series[Any]") -> "pd.Series[Any]":
     return values if pd.api.types.is_numeric_dtype(values) and values.dtype != bool else values.astype(str)
 
 
-def _logarithmic(ax: Axes) -> None:
-    ax.set_xscale("log")
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.xaxis.set_major_formatter("{x:g}")
-    ax.xaxis.set_minor_formatter(NullFormatter())
-    ax.tick_params(axis="x", labelsize="small")
+def _plain_ticks(axis: Axis, values: "pd.Series[float]") -> None:
+    """A few plain numbers along a logarithmic axis, also where it is shorter than an order of magnitude."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if values.max() > 10 * values.min() else MaxNLocator(4))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
+    axis.set_tick_params(labelsize="small")
 
 
 def parallel_coordinate(complete: pd.DataFrame, names: Sequence[str], logarithmic: set[str]) -> Figure:
@@ -202,9 +204,9 @@ def pareto_front(complete: pd.DataFrame, beta: "pd.Series[float]") -> Figure:
         ylabel="distortion: reconstruction, nats per image",
     )
     ax.legend(frameon=False)
-    figure.colorbar(
-        points, ax=ax, label="β in training", format="{x:g}", ticks=LogLocator(subs=(1, 2, 5)) if norm else None
-    )
+    bar = figure.colorbar(points, ax=ax, label="β in training")
+    if norm:
+        _plain_ticks(bar.ax.yaxis, beta)
     return figure
 
 

@@ -195,6 +195,8 @@ def retry(study: optuna.Study, trial: FrozenTrial) -> None:
     run_id = trial.user_attrs.get(MLFLOW_RUN)
     trial = deepcopy(trial)
     trial.user_attrs = {}  # else the new trial would be the dead worker's from the start
+    if "fixed_params" in trial.system_attrs:  # params.yaml's values: set again from there, also outside of the space
+        trial.params, trial.distributions = {}, {}
     RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)(study, trial)
     if run_id:
         with tracking.tolerant():
@@ -285,6 +287,8 @@ def _database(url: str) -> RDBStorage:
             if attempt < 4 and isinstance(cause, DBAPIError) and "exist" in str(cause):
                 time.sleep(0.5)
                 continue
+            if isinstance(error, ImportError):
+                error = ImportError(f"{error.__cause__ or error} (`pip install 'vae-mnist-pipeline[databases]'`)")
             raise SearchError(f"OPTUNA_STORAGE {shown} can't be used: {' '.join(str(error).split())[:300]}") from None
     raise AssertionError
 
