@@ -133,7 +133,7 @@ def rewrite(page: str, sections: dict[str, Section]) -> str:
     found = [name for _, name, _ in BLOCK.findall(page)]
     if sorted(found) != sorted(sections):
         raise VAEError(f"the page's blocks are {', '.join(found) or 'none'}; they should be {', '.join(sections)}")
-    return BLOCK.sub(lambda block: f"{block[1]}{markdown(sections[block[2]])}{block[3]}", page)
+    return BLOCK.sub(lambda block: f"{block[1]}\n{markdown(sections[block[2]])}\n{block[3]}", page)
 
 
 def write(path: Path, sections: dict[str, Section]) -> None:
