@@ -283,7 +283,9 @@ def test_a_bar_inside_a_cell_does_not_end_it():
     assert "| p(z\\|x) | 1 | 1 | below 1e-09 |" in text
 
 
-@pytest.mark.parametrize(("value", "text"), [(1e-15, "0"), (-2.0, "−2"), (784.0, "784"), (0.81814, "0.8181")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(1e-15, "0"), (-1.99999, "−2"), (784.0, "784"), (0.81814, "0.8181"), (7.6634e-5, "0.00007663")]
+)
 def test_numbers_are_short_and_free_of_rounding(value, text):
     assert page.number(value) == text
 

@@ -4,7 +4,7 @@ Shapes: N images, D pixels, L latent dimensions. Nats, float64.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -104,32 +104,18 @@ def linear_data(eigenvalues: Sequence[float] = EIGENVALUES, images: int = 32) ->
 def fit_linear_vae(
     x: Tensor, beta: float, latents: int = LATENTS, variance: float = NOISE, free_bits: float = 0.0
 ) -> LinearVAE:
-    """The same optimum by gradient descent (L-BFGS) on the project's loss, from random weights."""
+    """The same optimum by gradient descent on the project's loss, from random weights."""
     decoder = (0.3 * draws(x.shape[1], latents, seed=10)).requires_grad_()
     encoder = (0.3 * draws(x.shape[1], latents, seed=11)).requires_grad_()
     logvar = torch.zeros(1, latents, dtype=torch.float64, requires_grad=True)
     model = LinearGaussian(decoder, torch.zeros(x.shape[1], dtype=torch.float64), variance)
-    parameters = [decoder, encoder, logvar]
-    line_search = torch.optim.LBFGS(
-        parameters, max_iter=3000, tolerance_grad=1e-9, tolerance_change=1e-14, line_search_fn="strong_wolfe"
-    )
-    # The floor of the free bits is a kink, at which a line search stops; Adam with a falling rate slides along it.
-    optimizer = torch.optim.Adam(parameters, lr=0.02) if free_bits else line_search
-    steps = 2000 if free_bits else 1
 
     def loss() -> Tensor:
-        optimizer.zero_grad()
         mu = x @ encoder
         distortion = -model.expected_log_likelihood(x, mu, logvar).mean()
-        value = distortion + weighted_kl(gaussian_kl(mu, logvar), beta, free_bits)
-        value.backward()
-        return value
+        return distortion + weighted_kl(gaussian_kl(mu, logvar), beta, free_bits)
 
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps) if free_bits else None
-    for _ in range(steps):
-        optimizer.step(loss)
-        if schedule:
-            schedule.step()
+    _minimize(loss, [decoder, encoder, logvar], kink=free_bits > 0)
     with torch.no_grad():
         mu = x @ encoder
         kl = gaussian_kl(mu, logvar).mean(0).sort(descending=True).values.tolist()
@@ -137,3 +123,23 @@ def fit_linear_vae(
         nll = -model.marginal().log_prob(x).mean().item()
     squared_error = 2 * variance * distortion - variance * x.shape[1] * math.log(2 * math.pi * variance)
     return LinearVAE(kl, squared_error, distortion, nll)
+
+
+def _minimize(loss: Callable[[], Tensor], parameters: list[Tensor], kink: bool, steps: int = 1500) -> None:
+    """L-BFGS; or Adam with a falling rate, which slides along the kink of free bits where a line search stops."""
+    optimizer: torch.optim.Optimizer = torch.optim.LBFGS(
+        parameters, max_iter=3000, tolerance_grad=1e-9, tolerance_change=1e-14, line_search_fn="strong_wolfe"
+    )
+    if kink:
+        optimizer = torch.optim.Adam(parameters, lr=0.03)
+    schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, steps, power=2)
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()
+        return value.item()
+
+    for _ in range(steps if kink else 1):
+        optimizer.step(closure)
+        schedule.step()

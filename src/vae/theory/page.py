@@ -1,19 +1,19 @@
 """docs/theory.md: its sections' checks, tables and pictures, written between the page's markers."""
 
 import io
-import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from vae.errors import VAEError
 from vae.files import write_atomically
 from vae.theory import figures, terms, tradeoff
-from vae.theory.check import Check
+from vae.theory.check import ROUNDING, Check
 from vae.theory.linear import EIGENVALUES, NOISE
 
 DPI = 110
@@ -103,11 +103,10 @@ SECTIONS: dict[str, Callable[[], Section]] = {
 
 
 def number(value: float) -> str:
-    """Four digits, without exponent where it can be read; what is only rounding is 0."""
-    if abs(value) < 1e-9:
+    """Four significant digits without exponent; what is only rounding is 0."""
+    if abs(value) < ROUNDING:
         return "0"
-    text = f"{value:.0f}" if math.isclose(value, round(value), abs_tol=1e-9) else f"{value:.4g}"
-    return text.replace("-", "−")
+    return np.format_float_positional(value, 4, fractional=False, trim="-").replace("-", "−")
 
 
 def markdown(section: Section) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, MultivariateNormal, kl_divergence
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from vae.config import ModelParams
 from vae.model import VAE
 from vae.objective import bernoulli_nll, gaussian_kl, importance_weighted_bound, normal_log_density, weighted_kl
 from vae.theory.check import Check, by_sampling, draws
@@ -89,7 +90,7 @@ def gradient_samples(latents: int, samples: int, mu: float = 0.5, sigma: float =
     mean = torch.full((samples, latents), mu, dtype=torch.float64, requires_grad=True)
     logvar = torch.full_like(mean, 2 * math.log(sigma), requires_grad=False)
     noise = draws(samples, latents, seed=latents)
-    z = VAE(4, hidden_dims=[1], latent_dim=1).reparameterize(mean, logvar, noise)
+    z = VAE.from_params(ModelParams(hidden_dims=(1,)), seed=0).reparameterize(mean, logvar, noise)
     (through_z,) = torch.autograd.grad(z.square().sum(), mean)
     z = z.detach()
     (score,) = torch.autograd.grad(normal_log_density(z, mean, logvar).sum(), mean)
@@ -152,8 +153,8 @@ def kl_by_sampling(
         logvar = torch.full((1,), 2 * math.log(sigma), dtype=torch.float64)
         z = mu + sigma * draws(samples, 1, seed=20 + seed)
         log_ratio = normal_log_density(z, mu, logvar) - normal_log_density(z, ZERO, ZERO)
-        name = f"KL(N({mean:g}, {sigma:g}²) ‖ N(0, 1)): sampled = closed form"
-        checks.append(by_sampling(name, log_ratio, gaussian_kl(mu, logvar).item()))
+        statement = f"KL(N({mean:g}, {sigma:g}²) ‖ N(0, 1)): sampled = closed form".replace("-", "−")
+        checks.append(by_sampling(statement, log_ratio, gaussian_kl(mu, logvar).item()))
     return checks
 
 
@@ -204,9 +205,7 @@ def grey_is_no_likelihood(probability: float = 0.9, grey: float = 0.3) -> list[C
 
 def mean_over_pixels_is_beta_784() -> list[Check]:
     """A mean over 784 pixels beside a summed KL has the gradient of β = 784, divided by 784."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = VAE(hidden_dims=[32], latent_dim=4)
+    model = VAE.from_params(ModelParams(hidden_dims=(32,), latent_dim=4), seed=0)
     x = (draws(16, 784) > 0).float()
     logits, mu, logvar = model(x, draws(16, 4, seed=1).float())
     nll, kl = bernoulli_nll(logits, x), gaussian_kl(mu, logvar)
