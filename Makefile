@@ -12,7 +12,7 @@ flags = $(foreach flag,$(1),$(if $($(flag)),--$(shell echo $(flag) | tr A-Z a-z)
 TRAIN_FLAGS = $(call flags,EPOCHS BATCH_SIZE LATENT_DIM BETA LEARNING_RATE)
 SEARCH_FLAGS = $(subst --trials,--n_trials,$(call flags,TRIALS EPOCHS WORKERS))
 
-.PHONY: help setup repro train search adopt dashboard ui test lint format bench clean
+.PHONY: help setup repro train search adopt dashboard ui theory test lint format bench clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -53,6 +53,9 @@ dashboard: $(READY)  ## Serve optuna-dashboard of the search on http://127.0.0.1
 
 ui: $(READY)  ## Serve the MLflow UI on http://127.0.0.1:5000
 	python -m vae.tracking
+
+theory: $(READY)  ## Check the statements of docs/theory.md and redraw its pictures
+	python -m vae.theory
 
 test: $(READY)  ## Run the test suite
 	python -m pytest
