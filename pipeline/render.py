@@ -1,8 +1,6 @@
 """Draw the figures: model, history and evaluation -> figures/*.png."""
 
-import io
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,10 +15,10 @@ from vae.config import Params
 from vae.data import Split, binarize_once, load, to_float
 from vae.device import resolve
 from vae.evaluation import ACTIVE_UNIT_VARIANCE
-from vae.files import write_atomically
 from vae.model import VAE
 from vae.objective import gaussian_kl
 from vae.stages import FIGURES, METRICS, RAW, load_model, read_run_id, run_stage
+from vae.visualize import prior_grid
 
 Latents = dict[str, npt.NDArray[Any]]
 
@@ -38,7 +36,7 @@ def main(params: Params) -> None:
     drawn = {}
     with torch.no_grad():
         for name, figure in draw(model, load(RAW, "test"), latents, params):
-            drawn[name] = save(figure, FIGURES / f"{name}.png", params.render.dpi)
+            drawn[name] = figures.save(figure, FIGURES / f"{name}.png", params.render.dpi)
     print(f"{len(drawn)} figures in {FIGURES}/: {', '.join(drawn)}")
     with tracking.tolerant(), tracking.resume(params, resolve(params.train), read_run_id()):
         for path in drawn.values():
@@ -93,20 +91,6 @@ def traversals(start: Tensor, dimensions: list[int], steps: int) -> Tensor:
     for row, dimension in enumerate(dimensions):
         z[row, :, dimension] = torch.linspace(-REACH, REACH, steps)
     return z.flatten(0, 1)
-
-
-def prior_grid(side: int) -> Tensor:
-    """The 2-D standard normal's quantiles as a grid, z[1] falling from row to row: [side², 2]."""
-    quantiles = torch.distributions.Normal(0.0, 1.0).icdf(torch.linspace(0.025, 0.975, side))
-    return torch.cartesian_prod(quantiles.flip(0), quantiles).flip(1)
-
-
-def save(figure: Figure, path: Path, dpi: int) -> Path:
-    """Write a PNG whose bytes depend on nothing but the picture."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=dpi, format="png", bbox_inches="tight", metadata={"Software": None})
-    write_atomically(path, buffer.getvalue())
-    return path
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import math
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -130,28 +131,60 @@ def split_validation(train: Split, validation_size: int | float) -> tuple[Split,
     )
 
 
-def sample_binary(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw each pixel white with probability value / 255 (Salakhutdinov & Murray 2008): uint8 0 or 255.
+def image_batch(batch: Any, input_dim: int) -> Tensor:
+    """The images of what a DataLoader yields, [B, D]: uint8, or floats in [0, 1].
 
-    Exact: a whole number below 255 is less than `value` with that probability.
+    `batch` is a tensor [B, D], [B, 28, 28] or [B, 1, 28, 28], or a tuple or list that begins with one.
+    Raises DataError where it is something else, or has floats out of that range.
     """
+    images = batch[0] if isinstance(batch, list | tuple) and batch else batch
+    if not isinstance(images, Tensor):
+        raise DataError(f"a batch must be a tensor of images, or begin with one: this is {type(images).__name__}")
+    if images.ndim < 2 or images[0].numel() != input_dim:
+        raise DataError(f"images have shape {tuple(images.shape)}, allowed is (B, ...) with {input_dim} pixels each")
+    if images.dtype == torch.uint8:
+        return images.flatten(1)
+    low, high = (images.min().item(), images.max().item()) if len(images) else (0.0, 0.0)
+    if not 0 <= low <= high <= 1:  # false for NaN, too
+        raise DataError(
+            f"pixels are from {low:g} to {high:g}, allowed is 0 to 1: leave out Normalize, or divide by the maximum"
+        )
+    return images.flatten(1).float()
+
+
+def label_batch(batch: Any) -> Tensor:
+    """The labels of what a DataLoader yields, int64 [B]. Raises DataError where it yields images alone."""
+    if not isinstance(batch, list | tuple) or len(batch) < 2:
+        raise DataError("labels are needed here: the DataLoader must yield (images, labels)")
+    return torch.as_tensor(batch[1]).long()
+
+
+def sample_binary(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw each pixel white with the probability that it gives (Salakhutdinov & Murray 2008).
+
+    uint8 give uint8 0 or 255, floats in [0, 1] give 0 or 1. Exact: a whole number below 255 is less than `value` with
+    probability value / 255.
+    """
+    if images.is_floating_point():
+        return torch.bernoulli(images, generator=generator)
     threshold = torch.randint(0, 255, images.shape, dtype=torch.uint8, device=images.device, generator=generator)
     return (threshold < images).to(torch.uint8) * 255
 
 
 def binarize_once(images: Tensor, binarization: Binarization) -> Tensor:
-    """The one fixed version of `images` that is evaluated on (and, with `static`, trained on): uint8.
+    """The one fixed version of `images` that is evaluated on (and, with `static`, trained on), of the same type.
 
     `dynamic` and `static` are drawn from a fixed seed on the CPU, the same on every machine.
     """
     if binarization == "none":
         return images
     if binarization == "threshold":
-        return (images > 127).to(torch.uint8) * 255
+        white = to_float(images) > 0.5
+        return white.to(images.dtype) * (1 if images.is_floating_point() else 255)
     generator = torch.Generator().manual_seed(BINARIZATION_SEED)
     return sample_binary(images.cpu(), generator).to(images.device)
 
 
 def to_float(images: Tensor) -> Tensor:
-    """What the model sees: float32 in [0, 1]."""
-    return images.float().div_(255)
+    """What the model sees: float32 in [0, 1], from uint8; floats are that already."""
+    return images if images.is_floating_point() else images.float().div_(255)

@@ -1,9 +1,11 @@
-"""Every picture: arrays in, a matplotlib Figure out. No file is written and no model is called here.
+"""Every picture: arrays in, a matplotlib Figure out, and one way to write it. No model is called here.
 
 Images are float [N, 784] in [0, 1]; latents are posterior means [N, L] and log-variances.
 """
 
+import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +15,21 @@ from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from vae.files import write_atomically
+
 Array = npt.NDArray[Any]
 
 # Petroff 2021 (arXiv:2107.02270): ten colours that stay apart under the common colour-vision deficiencies.
 PALETTE = [entry["color"] for entry in style.library["petroff10"]["axes.prop_cycle"]]
 TRAIN, VALIDATION = PALETTE[0], PALETTE[1]
+
+
+def save(figure: Figure, path: Path, dpi: int) -> Path:
+    """Write a PNG whose bytes depend on nothing but the picture."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=dpi, format="png", bbox_inches="tight", metadata={"Software": None})
+    write_atomically(path, buffer.getvalue())
+    return path
 
 
 def image_grid(images: Array, columns: int) -> Array:
@@ -103,6 +115,19 @@ def latent_traversals(images: Array, columns: int, dimensions: Sequence[int], re
     title = "Traversals of the latent dimensions with the largest KL"
     label = f"value of the dimension, from −{reach:g} to {reach:g} prior standard deviations"
     return _image_figure(images, columns, title, rows, xlabel=label)
+
+
+def latent_arithmetic(images: Array, terms: Sequence[int]) -> Figure:
+    """Four images: those of the mean latents of three digits, and of the first minus the second plus the third."""
+    a, b, c = terms
+    figure = Figure(figsize=(5.2, 2.0), layout="constrained")
+    for ax, image, label in zip(
+        figure.subplots(1, 4), images, [f"{a}", f"− {b}", f"+ {c}", f"= {a} − {b} + {c}"], strict=True
+    ):
+        _show(ax, image[None], 1)
+        ax.set_title(label)
+    figure.suptitle("Decoded sums of the digits' mean latents", x=0.01, ha="left")
+    return figure
 
 
 def latent_manifold(images: Array, columns: int) -> Figure:

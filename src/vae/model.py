@@ -5,6 +5,7 @@ Bernoulli probabilities before the sigmoid.
 """
 
 import json
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from vae.config import Activation, Architecture, ModelParams, describe
-from vae.errors import ConfigError, WeightsError
+from vae.errors import ConfigError, DataError, WeightsError
 from vae.files import write_atomically
 
 ACTIVATIONS: dict[Activation, type[nn.Module]] = {
@@ -161,6 +162,21 @@ ENCODERS: dict[Architecture, type[nn.Module]] = {"mlp": MLPEncoder, "conv": Conv
 DECODERS: dict[Architecture, type[nn.Module]] = {"mlp": MLPDecoder, "conv": ConvDecoder}
 
 
+def slerp(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
+    """Spherical interpolation between latents [L] at weights [N, 1] from 0 to 1: [N, L] (Shoemake 1985).
+
+    The direction turns evenly, the length changes evenly. Along one direction it is the line.
+    """
+    lengths = start.norm(), end.norm()
+    directions = start / lengths[0].clamp(min=1e-12), end / lengths[1].clamp(min=1e-12)
+    angle = torch.arccos((directions[0] @ directions[1]).clamp(-1, 1))
+    if angle.sin() < 1e-4 or not min(lengths):  # no great circle, or many
+        return torch.lerp(start, end, weight)
+    turned = torch.sin((1 - weight) * angle) * directions[0] + torch.sin(weight * angle) * directions[1]
+    points: Tensor = turned / angle.sin() * torch.lerp(lengths[0], lengths[1], weight)
+    return points
+
+
 class VAE(nn.Module):
     """A variational autoencoder with a Gaussian posterior, a standard normal prior and Bernoulli pixels.
 
@@ -195,8 +211,15 @@ class VAE(nn.Module):
             return cls(input_dim=input_dim, **params.model_dump())
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels [B, D] in [0, 1] -> the posterior q(z|x)'s mean and log-variance, [B, L] each."""
-        mu, logvar = self.encoder(x).float().chunk(2, dim=-1)
+        """Pixels [B, D] or [B, 1, 28, 28], in [0, 1] -> the posterior q(z|x)'s mean and log-variance, [B, L] each.
+
+        Raises DataError where an image hasn't D pixels.
+        """
+        if x.ndim < 2 or math.prod(x.shape[1:]) != self.input_dim:
+            raise DataError(
+                f"images have shape {tuple(x.shape)}, allowed is (B, ...) with {self.input_dim} pixels each"
+            )
+        mu, logvar = self.encoder(x.flatten(1)).float().chunk(2, dim=-1)
         return mu, logvar
 
     def reparameterize(self, mu: Tensor, logvar: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -205,7 +228,12 @@ class VAE(nn.Module):
         return mu + torch.exp(0.5 * logvar) * noise
 
     def decode(self, z: Tensor) -> Tensor:
-        """Latents [..., L] -> Bernoulli logits [..., D]; their sigmoid is the image."""
+        """Latents [..., L] -> Bernoulli logits [..., D]; their sigmoid is the image.
+
+        Raises DataError where they haven't L dimensions.
+        """
+        if not z.ndim or z.shape[-1] != self.params.latent_dim:
+            raise DataError(f"latents have shape {tuple(z.shape)}, allowed is (..., {self.params.latent_dim})")
         logits: Tensor = self.decoder(z.reshape(-1, z.shape[-1])).float()
         return logits.view(*z.shape[:-1], self.input_dim)
 
@@ -235,10 +263,14 @@ class VAE(nn.Module):
         return self.images(self.encode(x)[0])
 
     @torch.no_grad()
-    def interpolate(self, start: Tensor, end: Tensor, steps: int) -> Tensor:
-        """Images along the line between two latents [L], both ends included: [steps, D]."""
+    def interpolate(self, start: Tensor, end: Tensor, steps: int, spherical: bool = False) -> Tensor:
+        """Images between two latents [L], both ends included: [steps, D].
+
+        Along the line; or, `spherical`, along the great circle (`slerp`), which keeps the typical distance from the
+        origin of a high-dimensional normal's draws.
+        """
         weight = torch.linspace(0, 1, steps, device=start.device)[:, None]
-        return self.images(torch.lerp(start, end, weight))
+        return self.images(slerp(start, end, weight) if spherical else torch.lerp(start, end, weight))
 
     @torch.no_grad()
     def set_output_bias(self, mean: Tensor) -> None:

@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Adam, lr_scheduler
+from torch.optim import Adam, Optimizer, lr_scheduler
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from vae.config import Binarization, TrainParams
-from vae.data import Split, binarize_once, sample_binary, to_float
+from vae.data import Split, binarize_once, image_batch, sample_binary, to_float
 from vae.device import Hardware
-from vae.errors import ConfigError, DivergedError
+from vae.errors import ConfigError, DataError, DivergedError
 from vae.model import VAE
 from vae.objective import bernoulli_nll, beta_at, gaussian_kl, weighted_kl
 
@@ -43,8 +44,8 @@ class Fitted:
 
 def fit(
     model: VAE,
-    train: Split,
-    validation: Split,
+    train: Split | DataLoader[Any],
+    validation: Split | DataLoader[Any],
     params: TrainParams,
     hardware: Hardware,
     *,
@@ -52,6 +53,8 @@ def fit(
     seed: int = 0,
     on_epoch: OnEpoch | None = None,
     progress: bool = False,
+    optimizer: Optimizer | None = None,
+    scheduler: lr_scheduler.LRScheduler | lr_scheduler.ReduceLROnPlateau | None = None,
 ) -> Fitted:
     """Train `model` in place and leave it with the weights of its best epoch.
 
@@ -59,14 +62,16 @@ def fit(
     `train/…` and `val/…` figures in nats per image; `improved` in it is 1 where the model is the best so far.
     The same seed, machine and thread count give the same weights, bit for bit.
 
+    A DataLoader brings its own order, batch size and transforms; `params.batch_size` is that of a Split. Without an
+    `optimizer` of yours it is Adam, and `params` say its learning rate and schedule; a `scheduler` of yours moves
+    once an epoch.
+
     Raises DivergedError at the end of the first epoch with a loss that isn't finite, before `on_epoch` sees it;
-    ConfigError where there is no full batch to train on.
+    DataError where there are no images, or not such as `vae.data.image_batch` takes.
     """
-    if not len(train):
-        raise ConfigError("there are no training images")
     model.to(hardware.device)
-    loop = _Loop(model, train, params, hardware, binarization, seed)
-    targets = binarize_once(validation.images, binarization).to(hardware.device)
+    loop = _Loop(model, train, params, hardware, binarization, seed, optimizer, scheduler)
+    targets = binarize_once(_images(validation, model.input_dim), binarization).to(hardware.device)
     history: list[Record] = []
     best_epoch, best_weights = 0, model.state_dict()
     for epoch in range(1, params.epochs + 1):
@@ -77,6 +82,7 @@ def fit(
         history.append(record | {"improved": int(improved)})
         if improved:
             best_epoch, best_weights = epoch, copy.deepcopy(model.state_dict())
+        loop.end_epoch(record["val/neg_elbo"])
         if on_epoch:
             on_epoch(history[-1])
         if params.early_stopping_patience and epoch - best_epoch >= params.early_stopping_patience:
@@ -85,50 +91,121 @@ def fit(
     return Fitted(history, best_epoch)
 
 
+def _images(part: Split | DataLoader[Any], input_dim: int) -> Tensor:
+    """All images of a split or a loader, [N, D]. Raises DataError where there are none."""
+    images = [part.images] if isinstance(part, Split) else [image_batch(batch, input_dim) for batch in part]
+    if not sum(map(len, images)):
+        raise DataError("there are no images to train or validate on")
+    return torch.cat(images)
+
+
+class _Resident:
+    """Images kept on the device, where they are shuffled and binarized: no step waits for the host."""
+
+    def __init__(self, images: Tensor, batch_size: int, binarization: Binarization, generator: torch.Generator) -> None:
+        self.dynamic = binarization == "dynamic"
+        images = images if self.dynamic else binarize_once(images, binarization)
+        self.images, self.batch_size, self.generator = images.to(generator.device), batch_size, generator
+
+    def __len__(self) -> int:
+        return -(-len(self.images) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        order = torch.randperm(len(self.images), generator=self.generator, device=self.images.device)
+        for index in order.split(self.batch_size):
+            images = self.images.index_select(0, index)  # on the CPU, ten times faster than self.images[index]
+            yield to_float(sample_binary(images, self.generator) if self.dynamic else images)
+
+
+class _Streamed:
+    """A DataLoader's batches, checked and moved to the device one by one."""
+
+    def __init__(
+        self, loader: DataLoader[Any], input_dim: int, binarization: Binarization, generator: torch.Generator
+    ) -> None:
+        self.loader, self.input_dim, self.binarization, self.generator = loader, input_dim, binarization, generator
+        if binarization == "static":
+            raise ConfigError("'static' binarizes a whole data set once, which a DataLoader's batches don't let it")
+        try:
+            steps = len(loader)
+        except TypeError:
+            raise DataError("the DataLoader must have a length: an IterableDataset needs __len__") from None
+        if not steps:
+            raise DataError("the DataLoader yields nothing to train on")
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for batch in self.loader:
+            images = image_batch(batch, self.input_dim).to(self.generator.device, non_blocking=True)
+            if self.binarization == "dynamic":
+                yield to_float(sample_binary(images, self.generator))
+            else:
+                yield to_float(binarize_once(images, self.binarization))
+
+
 class _Loop:
-    """What lasts from epoch to epoch: images on the device, optimiser, schedule, random state."""
+    """What lasts from epoch to epoch: the batches, optimiser, schedule, random state."""
 
     def __init__(
         self,
         model: VAE,
-        train: Split,
+        train: Split | DataLoader[Any],
         params: TrainParams,
         hardware: Hardware,
         binarization: Binarization,
         seed: int,
+        optimizer: Optimizer | None,
+        scheduler: lr_scheduler.LRScheduler | lr_scheduler.ReduceLROnPlateau | None,
     ) -> None:
         self.model, self.params, self.hardware = model, params, hardware
-        self.dynamic = binarization == "dynamic"
-        images = train.images if self.dynamic else binarize_once(train.images, binarization)
-        self.images = images.to(hardware.device)
         self.generator = torch.Generator(hardware.device).manual_seed(seed)
-        self.optimizer = Adam(model.parameters(), lr=params.learning_rate, weight_decay=params.weight_decay, fused=True)
-        self.steps_per_epoch = -(-len(images) // params.batch_size)
-        self.schedule = _schedule(self.optimizer, params, params.epochs * self.steps_per_epoch)
+        self.batches = (
+            _Resident(_images(train, model.input_dim), params.batch_size, binarization, self.generator)
+            if isinstance(train, Split)
+            else _Streamed(train, model.input_dim, binarization, self.generator)
+        )
+        self.optimizer = optimizer or Adam(
+            model.parameters(), lr=params.learning_rate, weight_decay=params.weight_decay, fused=True
+        )
+        self.scheduler = scheduler
+        # Someone's own optimiser keeps its learning rate, unless their own scheduler moves it.
+        self.schedule = (
+            None if optimizer or scheduler else _schedule(self.optimizer, params, params.epochs * len(self.batches))
+        )
         self.step = _step_function(model, params, hardware)
         self.last_epoch: Record = {}
+
+    def end_epoch(self, neg_elbo: float) -> None:
+        """Move a scheduler of the caller's; one that waits for a plateau looks at the validation −ELBO."""
+        if isinstance(self.scheduler, lr_scheduler.ReduceLROnPlateau):
+            self.scheduler.step(neg_elbo)
+        elif self.scheduler:
+            self.scheduler.step()
 
     def run_epoch(self, epoch: int, progress: bool) -> Record:
         """Train one epoch; the figures are means over its images, as the weights were when each was seen."""
         started = time.perf_counter()
         beta = beta_at(epoch, self.params.beta, self.params.kl_warmup_epochs)
         beta_tensor = torch.tensor(beta, device=self.hardware.device)
-        sums = torch.zeros(self.steps_per_epoch, 3, device=self.hardware.device)
+        sums = torch.zeros(len(self.batches), 3, device=self.hardware.device)
+        count = 0
         self.model.train()
         with tqdm(
             desc=f"epoch {epoch}/{self.params.epochs}",
-            total=len(self.images),
-            unit=" images",
-            unit_scale=True,
+            total=len(self.batches),
+            unit=" batches",
             postfix=self.last_epoch,  # this epoch's figures would cost a wait for the device at every step
             leave=False,
             disable=None if progress else True,
         ) as bar:
-            for number, images in enumerate(self._batches()):
-                sums[number] = torch.stack(self._train_step(images, beta_tensor)) * len(images)
-                bar.update(len(images))
+            for number, x in enumerate(self.batches):
+                sums[number] = torch.stack(self._train_step(x, beta_tensor)) * len(x)
+                count += len(x)
+                bar.update()
         _require_finite_steps(sums, epoch)  # the epoch's one wait for the device
-        loss, reconstruction, kl = (sums.sum(0) / len(self.images)).tolist()
+        loss, reconstruction, kl = (sums.sum(0) / count).tolist()
         seconds = time.perf_counter() - started
         self.last_epoch = {"−ELBO": reconstruction + kl, "reconstruction": reconstruction, "KL": kl}
         return {
@@ -137,27 +214,22 @@ class _Loop:
             "train/kl": kl,
             "train/neg_elbo": reconstruction + kl,
             "train/beta": beta,
-            "train/learning_rate": self.schedule.get_last_lr()[0],
+            "train/learning_rate": self.optimizer.param_groups[0]["lr"],
             "train/seconds": seconds,
-            "train/images_per_second": len(self.images) / seconds,
+            "train/images_per_second": count / seconds,
         }
 
-    def _batches(self) -> Iterator[Tensor]:
-        order = torch.randperm(len(self.images), generator=self.generator, device=self.hardware.device)
-        for index in order.split(self.params.batch_size):
-            images = self.images.index_select(0, index)  # on the CPU, ten times faster than self.images[index]
-            yield sample_binary(images, self.generator) if self.dynamic else images
-
-    def _train_step(self, images: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        shape = (len(images), self.model.params.latent_dim)
+    def _train_step(self, x: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        shape = (len(x), self.model.params.latent_dim)
         noise = torch.randn(shape, generator=self.generator, device=self.hardware.device)
-        loss, reconstruction, kl = self.step(to_float(images), noise, beta)
+        loss, reconstruction, kl = self.step(x, noise, beta)
         self.optimizer.zero_grad()
         loss.backward()
         if self.params.max_grad_norm:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.params.max_grad_norm)
         self.optimizer.step()
-        self.schedule.step()
+        if self.schedule:
+            self.schedule.step()
         return loss.detach(), reconstruction.detach(), kl.detach()
 
 
@@ -182,7 +254,7 @@ def _step_function(model: VAE, params: TrainParams, hardware: Hardware) -> Step:
     return compiled
 
 
-def _schedule(optimizer: Adam, params: TrainParams, total_steps: int) -> lr_scheduler.LRScheduler:
+def _schedule(optimizer: Optimizer, params: TrainParams, total_steps: int) -> lr_scheduler.LRScheduler:
     """The learning rate by step: `learning_rate` is where constant, step and cosine start, and one_cycle's peak."""
     match params.lr_schedule:
         case "constant":
