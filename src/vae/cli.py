@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     params, output, data = parse(arguments)
     from vae.stages import errors_in_one_line  # seconds of import, which --help and a bad flag needn't wait for
 
-    with errors_in_one_line(f"the weights of the best finished epoch are in {output / WEIGHTS}"):
+    with errors_in_one_line(f"the weights of the best finished epoch, if any, are in {output / WEIGHTS}"):
         try:
             train(params, output, data)
         except VAEError as error:
