@@ -8,7 +8,7 @@ from vae import tracking
 from vae.config import Params
 from vae.data import binarize_once, load
 from vae.device import resolve
-from vae.evaluation import evaluate
+from vae.evaluation import describe, evaluate
 from vae.files import write_atomically, write_json
 from vae.stages import METRICS, RAW, load_model, read_dataset, read_run_id, run_stage
 
@@ -38,11 +38,7 @@ def main(params: Params) -> None:
             "dataset": dataset,
         },
     )
-    print(
-        f"test −ELBO {-metrics['elbo']:.2f} = reconstruction {metrics['reconstruction']:.2f} + KL {metrics['kl']:.2f}, "
-        f"NLL {metrics['nll']:.2f} nats per image ({params.evaluate.importance_samples} importance samples), "
-        f"{metrics['active_units']} of {params.model.latent_dim} latent dimensions active"
-    )
+    print(describe(metrics, params))
     with tracking.tolerant(), tracking.resume(params, hardware, read_run_id()):
         tracking.log_metrics(metrics, prefix="test/")
         tracking.log_artifact(METRICS / "per_digit.csv")

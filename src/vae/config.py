@@ -30,19 +30,34 @@ NonNegativeFloat = Annotated[float, Field(ge=0)]
 
 
 class Section(BaseModel):
-    """Frozen, no unknown keys, no silent conversion ("2" is not 2), no NaN or infinity."""
+    """Frozen, no unknown keys, no silent conversion ("2" is not 2), no NaN or infinity.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True)
+    The line under a field is its description, which `train-vae --help` shows.
+    """
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        validate_default=True,
+        use_attribute_docstrings=True,
+    )
 
 
 class DataParams(Section):
     """Which images, where from, and how grey becomes black and white."""
 
     dataset: DatasetName = "MNIST"
+    """The images."""
     source: Source = "auto"
+    """Where from: a mirror, the folder in MNIST_DIR, the 5,000 bundled digits; auto takes what it can get."""
     mirrors: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Base URLs to try before torchvision's: http://, https:// or file://."""
     binarization: Binarization = "dynamic"
+    """How grey becomes black and white: drawn for every batch, drawn once, cut at 0.5, or not at all."""
     validation_size: PositiveInt | Annotated[float, Field(gt=0, lt=1)] = 5000
+    """Training images to choose the best epoch by: a number of them, or a fraction."""
 
     @field_validator("mirrors")
     @classmethod
@@ -54,66 +69,96 @@ class DataParams(Section):
 
 
 class ModelParams(Section):
-    """The network. `hidden_dims` are layer widths for `mlp`, channels for `conv`; the decoder mirrors them."""
+    """The network."""
 
     architecture: Architecture = "mlp"
+    """Fully connected or convolutional layers."""
     hidden_dims: Annotated[tuple[PositiveInt, ...], Field(min_length=1, strict=False)] = (512, 512)
+    """The encoder's layer widths (conv: channels); the decoder mirrors them."""
     latent_dim: PositiveInt = 32
+    """Latent dimensions."""
     activation: Activation = "silu"
+    """The nonlinearity between layers."""
     residual: bool = True
+    """Add a layer's input to its output where the widths are equal."""
 
 
 class TrainParams(Section):
-    """How `fit()` trains. `beta` weighs the KL, `free_bits` is a floor in nats per latent dimension."""
+    """How `fit()` trains."""
 
     epochs: PositiveInt = 40
+    """Passes over the training images."""
     batch_size: PositiveInt = 128
+    """Images a training step."""
     learning_rate: PositiveFloat = 1e-3
+    """Where the schedule starts; the peak of one_cycle."""
     lr_schedule: LRSchedule = "constant"
+    """How the learning rate moves, step by step."""
     weight_decay: NonNegativeFloat = 0.0
+    """Adam's L2 penalty."""
     max_grad_norm: PositiveFloat | None = None
+    """Clip the gradient's norm to this; null: don't."""
     beta: NonNegativeFloat = 1.0
+    """Weight of the KL."""
     kl_warmup_epochs: Annotated[int, Field(ge=0)] = 0
+    """Epochs in which that weight rises linearly to beta."""
     free_bits: NonNegativeFloat = 0.0
+    """Nats per latent dimension below which the KL isn't pressed further."""
     early_stopping_patience: PositiveInt | None = None
+    """Epochs without a better validation −ELBO before stopping; null: never."""
     device: DeviceName = "auto"
+    """Where to compute; auto takes the best that is there."""
     precision: Precision = "auto"
+    """Of the matrix products; auto is bf16 where the hardware has it."""
     compile: bool | Literal["auto"] = "auto"
+    """Compile the training step; auto does on CUDA."""
 
 
 class EvaluateParams(Section):
-    """`importance_samples` per image for the NLL; `chunk_size` latents are decoded at a time (memory)."""
+    """How the test set is evaluated."""
 
     importance_samples: PositiveInt = 500
+    """Posterior samples per test image, for the NLL; with one it is the −ELBO."""
     chunk_size: PositiveInt = 4096
+    """Latents decoded at a time: bounds the memory."""
 
 
 class RenderParams(Section):
-    """`columns` images a row in the figures, and their resolution."""
+    """How the figures are drawn."""
 
     columns: Annotated[int, Field(ge=2, le=20)] = 10
+    """Images a row."""
     dpi: Annotated[int, Field(ge=30, le=600)] = 110
+    """Dots per inch."""
 
 
 class Range(Section):
-    """From `low` to `high`, both included; with `log`, evenly over the orders of magnitude."""
+    """From `low` to `high`, both included."""
 
     low: int | float
+    """The smallest value."""
     high: int | float
+    """The largest value."""
     log: bool = False
+    """Evenly over the orders of magnitude."""
 
 
 Choices = tuple[Any, ...]
 
 
 class SearchParams(Section):
-    """`n_trials` of `epochs` each over `space`, which names parameters of `model` or `train`."""
+    """The search for hyperparameters."""
 
     n_trials: PositiveInt = 40
+    """Trials in all; a larger number adds to those that there are."""
     epochs: PositiveInt = 10
+    """A trial's training."""
     workers: PositiveInt | Literal["auto"] = "auto"
+    """Processes side by side; auto is one a GPU, or one a core."""
     objective: Objective = "elbo"
+    """elbo is −ELBO at β = 1; rate_distortion has two objectives, and prunes nothing."""
     pruner: Pruner = "median"
+    """Which trials are stopped early."""
     space: dict[str, Range | Choices] = Field(
         default={
             "latent_dim": Range(low=8, high=64),
@@ -121,6 +166,7 @@ class SearchParams(Section):
             "learning_rate": Range(low=3e-4, high=1e-2, log=True),
         }
     )
+    """What is searched: parameters of model or train, with a range or a list of choices each."""
 
     @field_validator("space", mode="before")
     @classmethod
@@ -178,6 +224,7 @@ class Params(Section):
     """The whole of params.yaml."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Of everything drawn at random."""
     data: DataParams = DataParams()
     model: ModelParams = ModelParams()
     train: TrainParams = TrainParams()
@@ -199,8 +246,8 @@ class Params(Section):
         """The same with other values under their dotted names, checked like those of params.yaml."""
         tree = self.model_dump()
         for name, value in values.items():
-            section, key = name.split(".")
-            tree[section][key] = value
+            section, _, key = name.rpartition(".")
+            (tree[section] if section else tree)[key] = value
         return Params.model_validate(tree)
 
 

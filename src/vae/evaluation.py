@@ -3,6 +3,7 @@
 Everything is computed in fp32 and from a fixed seed: the same weights give the same figures.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vae.config import EvaluateParams
+from vae.config import EvaluateParams, Params
 from vae.data import to_float
 from vae.model import VAE
 from vae.objective import bernoulli_nll, gaussian_kl, importance_weighted_bound, normal_log_density
@@ -46,6 +47,17 @@ class Evaluation:
         table["active_units"] = [active_units(self.mu[index]) for index in groups.indices.values()]
         table.insert(0, "images", groups.size())
         return table.rename_axis("digit").reset_index()
+
+
+def describe(metrics: Mapping[str, float], params: Params) -> str:
+    """One line on a test set's metrics; the NLL is told where they have it."""
+    terms = f"reconstruction {metrics['reconstruction']:.2f} + KL {metrics['kl']:.2f}"
+    nll = f", NLL {metrics['nll']:.2f}" if "nll" in metrics else ""
+    samples = f" ({params.evaluate.importance_samples} importance samples)" if nll else ""
+    return (
+        f"test −ELBO {-metrics['elbo']:.2f} = {terms}{nll} nats per image{samples}, "
+        f"{metrics['active_units']} of {params.model.latent_dim} latent dimensions active"
+    )
 
 
 def active_units(mu: Floats) -> int:

@@ -66,6 +66,11 @@ def fetch(params: DataParams, directory: Path | None, folder: Path, record: dict
     }
 
 
+def wanted_name(params: DataParams) -> str:
+    """The data set asked for, as its record calls it."""
+    return BUNDLED_NAME if params.source == "bundled" else params.dataset
+
+
 def _clear_strays(folder: Path) -> None:
     """Delete what an interrupted write left behind: DVC's checksum of the folder covers every file in it."""
     for stray in set(folder.iterdir()) - {folder / f"{file}.gz" for file in NAMES}:
@@ -80,8 +85,7 @@ def _still_valid(params: DataParams, folder: Path, record: dict[str, Any]) -> bo
 
     `auto` is not content with the bundled digits: it tries the better sources again.
     """
-    wanted = BUNDLED_NAME if params.source == "bundled" else params.dataset
-    if record.get("name") != wanted:
+    if record.get("name") != wanted_name(params):
         return False
     try:
         return all(

@@ -5,12 +5,15 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vae.config import Params, load_params
+from vae.config import DataParams, Params, load_params
 from vae.errors import DataError, VAEError, WeightsError
+from vae.fetch import fetch
+from vae.files import write_json
 from vae.model import VAE
 
 RAW = Path("data/raw")
@@ -20,7 +23,7 @@ RUN = Path("models/run.json")
 METRICS = Path("metrics")
 FIGURES = Path("figures")
 
-INTERRUPTED = "interrupted: `dvc repro` runs this stage again"
+INTERRUPTED = "`dvc repro` runs this stage again"
 Flags = Mapping[str, Callable[[str], Any]]
 FLAGS: Flags = {
     "train.epochs": int,
@@ -34,21 +37,29 @@ FLAGS: Flags = {
 def run_stage(main: Callable[..., None], description: str | None, flags: Flags = FLAGS, **switches: str) -> None:
     """Run a stage's `main` with params.yaml, as overridden by the command line's flags.
 
-    `switches` are flags without a value, by name and help; `main` gets them as keyword arguments. A mistake of the
-    user's ends in one line and exit code 1, Ctrl-C in 130, a termination in 143: never in 0, or DVC would commit what
-    is there by then.
+    `switches` are flags without a value, by name and help; `main` gets them as keyword arguments.
+    """
+    with errors_in_one_line(INTERRUPTED):
+        arguments = _parse_flags(description, flags, switches)
+        chosen = {name: arguments.pop(name) for name in switches}
+        main(load_params(overrides=arguments), **chosen)
+
+
+@contextmanager
+def errors_in_one_line(interrupted: str) -> Iterator[None]:
+    """A mistake of the user's ends in one line and exit code 1, Ctrl-C in 130, a termination in 143.
+
+    Never in 0, or DVC would commit what is there by then. `interrupted` says, after Ctrl-C, what there is to do.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    arguments = _parse_flags(description, flags, switches)
-    chosen = {name: arguments.pop(name) for name in switches}
     try:
-        main(load_params(overrides=arguments), **chosen)
+        yield
     except VAEError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt as interruption:
-        print(f"interrupted: {interruption}" if interruption.args else INTERRUPTED, file=sys.stderr)
+        print(f"interrupted: {interruption if interruption.args else interrupted}", file=sys.stderr)
         sys.exit(130)
 
 
@@ -70,13 +81,27 @@ def mnist_dir() -> Path | None:
     return Path(os.environ.get("DVC_ROOT", ".")) / os.path.expanduser(value) if value else None  # noqa: PTH111
 
 
-def read_dataset() -> dict[str, Any]:
-    """What the download stage recorded of the data set."""
+def fetch_dataset(params: DataParams, raw: Path = RAW, dataset: Path = DATASET) -> dict[str, Any]:
+    """Keep the images in `raw` when they are right, fetch them otherwise; `dataset` records what they are."""
     try:
-        record: dict[str, Any] = json.loads(DATASET.read_text())
+        earlier = read_dataset(dataset)
+    except DataError:
+        earlier = None
+    raw.mkdir(parents=True, exist_ok=True)
+    record = fetch(params, mnist_dir(), raw, earlier)
+    write_json(dataset, record)
+    counts = ", ".join(f"{count:,} {part}" for part, count in record["counts"].items())
+    print(f"{record['name']}: {counts} images, verified (source: {record['source']})")
+    return record
+
+
+def read_dataset(path: Path = DATASET) -> dict[str, Any]:
+    """What was recorded of the data set when it was fetched."""
+    try:
+        record: dict[str, Any] = json.loads(path.read_text())
         return {key: record[key] for key in ("name", "source", "counts", "sha256")}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{DATASET} can't be read ({error}): `dvc repro -f download` writes it") from None
+        raise DataError(f"{path} can't be read ({error}): `dvc repro -f download` writes it") from None
 
 
 def load_model(params: Params, device: Any) -> VAE:

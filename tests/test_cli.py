@@ -1,0 +1,366 @@
+"""train-vae: a flag for every parameter, real trainings of tiny models, and one line for every mistake."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tomllib
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from pydantic import BaseModel
+
+from conftest import ENVIRONMENT, ROOT
+from vae import cli
+from vae.config import Params, TrainParams
+from vae.fetch import NAMES
+from vae.model import VAE
+from vae.tracking import EXPERIMENT, mlflow
+
+TINY = ["--source=bundled", "--hidden_dims=32", "--latent_dim=2", "--device=cpu", "--precision=fp32", "--dpi=40"]
+FIGURES = {
+    *("training_history", "reconstructions", "generated_samples", "latent_space", "interpolation"),
+    *("latent_traversals", "latent_manifold", "kl_per_dimension"),
+}
+FIELDS = ["seed"] + [
+    f"{name}.{key}"
+    for name, section in Params()
+    if isinstance(section, BaseModel) and name != "search"
+    for key in type(section).model_fields
+]
+ACTIONS = {action.dest: action for action in cli.flags()._actions}
+
+Outcome = namedtuple("Outcome", "code out err")
+
+
+def spelling(name):
+    return "--" + name.split(".")[-1]
+
+
+def parsed(*arguments):
+    return cli.parse(arguments)[0]
+
+
+@pytest.fixture
+def train_vae(tmp_path, monkeypatch, capsys):
+    """Runs the command in an empty folder and in this process: importing torch and MLflow costs seconds."""
+    monkeypatch.chdir(tmp_path)
+    on_termination = signal.getsignal(signal.SIGTERM)
+
+    def run(*arguments):
+        code, message = 0, ""
+        try:
+            cli.main(arguments)
+        except SystemExit as stop:
+            code, message = (1, f"{stop.code}\n") if isinstance(stop.code, str) else (stop.code or 0, "")
+        out, err = capsys.readouterr()
+        return Outcome(code, out, err + message)
+
+    yield run
+    signal.signal(signal.SIGTERM, on_termination)
+
+
+def refuses(outcome, code, *words):
+    assert (outcome.code, outcome.err.count("\n")) == (code, 1), outcome
+    assert outcome.err.startswith("error: ")
+    for word in words:
+        assert word in outcome.err
+
+
+# The flags
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_parameter_has_a_flag_in_two_spellings_with_description_default_and_range(name):
+    *section, key = name.split(".")
+    model = type(getattr(cli.DEFAULTS, section[0])) if section else Params
+    field, action = model.model_fields[key], ACTIONS[name]
+    assert {f"--{key}", f"--{key.replace('_', '-')}"} <= set(action.option_strings)
+    description, default = re.fullmatch(r"(.+) \[.+; default: (.+)\]", action.help.replace("%%", "%")).groups()
+    assert description + "." == field.description
+    if name not in ("data.validation_size", "evaluate.importance_samples"):
+        value = field.default
+        given = [] if default == "none" else default.split() if isinstance(value, tuple) else [default]
+        options = [f"--{'' if value else 'no-'}{key}"] if action.nargs == 0 else [spelling(name), *given]
+        assert parsed(*options) == cli.DEFAULTS
+        assert getattr(getattr(cli.DEFAULTS, section[0]) if section else cli.DEFAULTS, key) == value
+
+
+def test_there_are_no_other_flags_than_those_and_two_folders():
+    assert set(ACTIONS) == {*FIELDS, "help", "output_dir", "data_dir"}
+
+
+@pytest.mark.parametrize(
+    "name, range_",
+    [
+        ("train.epochs", "an integer ≥ 1"),
+        ("train.learning_rate", "a number > 0"),
+        ("train.beta", "a number ≥ 0"),
+        ("train.max_grad_norm", "a number > 0 or null"),
+        ("train.compile", "true or false or auto"),
+        ("train.device", r"auto, cpu, mps, cuda or text like ^cuda:\d+$"),
+        ("train.lr_schedule", "constant, step, cosine, one_cycle"),
+        ("model.hidden_dims", "each an integer ≥ 1"),
+        ("model.residual", "true or false"),
+        ("data.mirrors", "each text"),
+        ("data.validation_size", "an integer ≥ 1 or a number > 0 and < 1"),
+        ("render.columns", "an integer ≥ 2 and ≤ 20"),
+    ],
+)
+def test_the_range_in_the_help_is_that_of_the_field(name, range_):
+    assert f" [{range_}; default: " in ACTIONS[name].help
+
+
+@pytest.mark.parametrize(
+    "arguments, name, value",
+    [
+        (["--epochs", "50"], "train.epochs", 50),
+        (["--batch-size=128"], "train.batch_size", 128),
+        (["--beta", "5.0"], "train.beta", 5.0),
+        (["--beta", "5"], "train.beta", 5.0),
+        (["--learning_rate", "1e-4"], "train.learning_rate", 1e-4),
+        (["--hidden_dims", "1024", "512", "256", "128"], "model.hidden_dims", (1024, 512, 256, 128)),
+        (["--no-residual"], "model.residual", False),
+        (["--residual"], "model.residual", True),
+        (["--compile", "true"], "train.compile", True),
+        (["--compile", "auto"], "train.compile", "auto"),
+        (["--max_grad_norm", "1"], "train.max_grad_norm", 1.0),
+        (["--max_grad_norm", "null"], "train.max_grad_norm", None),
+        (["--device", "cuda:1"], "train.device", "cuda:1"),
+        (["--binarization", "none"], "data.binarization", "none"),
+        (["--validation_size", "0.1"], "data.validation_size", 0.1),
+        (["--validation_size", "500"], "data.validation_size", 500),
+        (["--mirrors", "file:///srv/a", "https://b.org/"], "data.mirrors", ("file:///srv/a", "https://b.org/")),
+        (["--seed", "3"], "seed", 3),
+    ],
+)
+def test_a_flag_sets_its_parameter_and_nothing_else(arguments, name, value):
+    flat = parsed(*arguments).flat()
+    assert flat[name] == value
+    assert type(flat[name]) is type(value)
+    others = cli.DEFAULTS.flat()
+    assert {key: flat[key] for key in flat if key != name} == {key: others[key] for key in others if key != name}
+
+
+def test_folders_have_defaults_and_flags():
+    assert cli.parse([])[1:] == (Path("results"), Path("data"))
+    assert cli.parse(["--output-dir=a", "--data_dir", "b"])[1:] == (Path("a"), Path("b"))
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--epochs", "0"], ["--epochs is 0, allowed is greater than or equal to 1"]),
+        (["--epochs", "two"], ["--epochs is 'two', allowed is a valid integer"]),
+        (["--batch-size", "1.5"], ["--batch_size is 1.5"]),
+        (["--beta", "-1"], ["--beta is -1"]),
+        (["--learning_rate", "nan"], ["--learning_rate is 'nan', allowed is a valid number"]),
+        (["--learning_rate", ".inf"], ["--learning_rate is inf", "finite"]),
+        (["--hidden_dims", "64", "0"], ["--hidden_dims.1 is 0"]),
+        (["--precision", "fp16"], ["--precision is 'fp16', allowed is 'auto', 'fp32' or 'bf16'"]),
+        (["--device", "[cpu"], ["--device is '[cpu'"]),
+        (["--seed=-1"], ["--seed is -1"]),
+        (["--columns", "21"], ["--columns is 21, allowed is less than or equal to 20"]),
+        (["--mirrors", "ftp://a"], ["--mirrors: 'ftp://a' is not a http://"]),
+        (["--source", "bundled", "--dataset", "KMNIST"], ["--source 'bundled' holds MNIST only, not KMNIST"]),
+        (["--epochs", "0", "--latent_dim", "0"], ["--epochs is 0", "--latent_dim is 0"]),
+        (["--epoch", "1"], ["unrecognized arguments: --epoch 1"]),
+        (["--epochs"], ["--epochs", "expected one argument"]),
+        (["five"], ["unrecognized arguments: five"]),
+    ],
+)
+def test_a_bad_flag_is_named_in_one_line(train_vae, tmp_path, arguments, words):
+    refuses(train_vae(*arguments), 2, *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_parameter_is_not_sought_in_a_path():
+    assert cli._as_flags("train.beta is -1; seed is 2; see /home/seed/train.beta") == (
+        "--beta is -1; --seed is 2; see /home/seed/train.beta"
+    )
+
+
+def test_the_command_is_installed_under_its_name():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["project"]["scripts"]["train-vae"] == "vae.cli:main"
+
+
+# A training
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """What a training in a process of its own printed, and its folder."""
+    folder = tmp_path_factory.mktemp("trained")
+    command = [sys.executable, "-m", "vae.cli", *TINY, "--epochs=2", "--beta=0.5", "--seed=1"]
+    environment = ENVIRONMENT | {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, folder
+
+
+@pytest.fixture
+def data_dir(trained, monkeypatch):
+    """The flag for that training's images. Its store is used too: to create one costs seconds."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store(trained[1]))
+    return f"--data_dir={trained[1] / 'data'}"
+
+
+def store(folder):
+    return f"sqlite:///{folder / 'mlruns' / 'mlflow.db'}"
+
+
+def newest_run(folder):
+    client = mlflow.MlflowClient(store(folder))
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    return client.search_runs([experiment.experiment_id], order_by=["start_time DESC"])[0]
+
+
+@pytest.mark.slow
+def test_the_files_are_there_and_the_pictures_are_not_empty(trained):
+    folder = trained[1] / "results"
+    files = {"vae_model_final.safetensors", "history.csv", "metrics.json", *(f"{name}.png" for name in FIGURES)}
+    assert {path.name for path in folder.iterdir()} == files
+    for name in FIGURES:
+        with Image.open(folder / f"{name}.png") as picture:
+            pixels = np.asarray(picture.convert("L"))
+        assert min(pixels.shape) > 50
+        assert pixels.std() > 5
+
+
+@pytest.mark.slow
+def test_the_weights_load_and_are_those_that_were_measured(trained):
+    folder = trained[1] / "results"
+    model = VAE.load(folder / "vae_model_final.safetensors")
+    assert (model.params.hidden_dims, model.params.latent_dim) == ((32,), 2)
+    assert model.sample(3).shape == (3, 784)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    history = pd.read_csv(folder / "history.csv")
+    assert list(history["epoch"]) == [1, 2]
+    assert history["train/beta"].tolist() == [0.5, 0.5]
+    assert metrics["val/neg_elbo"] == pytest.approx(history["val/neg_elbo"].min())
+    assert metrics["test/elbo"] == pytest.approx(-metrics["test/reconstruction"] - metrics["test/kl"])
+    assert abs(metrics["test/elbo"] + metrics["val/neg_elbo"]) < 20
+    assert (metrics["dataset"], metrics["test/n_test"]) == ("MNIST-bundled-5000", 1000)
+    assert "test/nll" not in metrics  # of one importance sample it would be the −ELBO
+    assert model.sample(1).isfinite().all()
+
+
+@pytest.mark.slow
+def test_it_prints_an_epoch_a_line_and_where_things_are(trained):
+    printed, folder = trained
+    lines = printed.splitlines()
+    assert [line.split()[1] for line in lines if line.startswith("epoch")] == ["1/2", "2/2"]
+    (test,) = (line for line in lines if line.startswith("test −ELBO"))
+    assert test.endswith("of 2 latent dimensions active") and "NLL" not in test
+    assert "results/vae_model_final.safetensors" in lines[-2]
+    assert f"{folder}/mlruns/mlflow.db" in lines[-1]
+
+
+@pytest.mark.slow
+def test_the_run_has_params_curves_figures_weights_and_data(trained):
+    printed, folder = trained
+    client = mlflow.MlflowClient(store(folder))
+    run = client.get_run(re.search(r"^run (\w+) of vae-mnist", printed, re.MULTILINE)[1])
+    assert run.info.status == "FINISHED"
+    params = {"train.beta": "0.5", "train.epochs": "2", "model.hidden_dims": "[32]", "seed": "1"}
+    assert {name: run.data.params[name] for name in params} == params
+    for name in ("train/neg_elbo", "val/kl"):
+        assert [point.step for point in client.get_metric_history(run.info.run_id, name)] == [1, 2]
+    metrics = json.loads((folder / "results" / "metrics.json").read_text())
+    assert run.data.metrics["test/elbo"] == metrics["test/elbo"]
+    assert {Path(file.path).stem for file in client.list_artifacts(run.info.run_id, "figures")} == FIGURES
+    files = {file.path for file in client.list_artifacts(run.info.run_id)}
+    assert {"vae_model_final.safetensors", "history.csv"} <= files
+    assert run.inputs.dataset_inputs[0].dataset.name == "MNIST-bundled-5000"
+
+
+@pytest.mark.slow
+def test_the_images_are_kept_and_the_nll_is_told_when_asked_for(train_vae, trained, data_dir, tmp_path):
+    raw = trained[1] / "data" / "raw"
+    before = {path: path.stat().st_mtime_ns for path in raw.iterdir()}
+    chosen = ["--output_dir=out/b", "--importance_samples=3", "--epochs=1", "--latent_dim=3"]
+    outcome = train_vae(*TINY, data_dir, *chosen)
+    assert outcome.code == 0, outcome.err
+    assert {path: path.stat().st_mtime_ns for path in raw.iterdir()} == before
+    metrics = json.loads((tmp_path / "out/b/metrics.json").read_text())
+    assert metrics["test/nll"] < -metrics["test/elbo"]
+    assert re.search(r"NLL [\d.]+ nats per image \(3 importance samples\), \d of 3 ", outcome.out)
+    assert not (tmp_path / "out/b/latent_manifold.png").exists()  # it takes two dimensions
+    assert newest_run(trained[1]).data.metrics["test/nll"] == metrics["test/nll"]
+
+
+# Mistakes, and interruptions
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--device=cuda:99"], ["--device is 'cuda:99'", "cpu"]),
+        (["--validation_size=4000"], ["4,000|4000"]),
+        (["--learning_rate=1e30"], ["diverged at epoch 1", "try a lower --learning_rate"]),
+        (["--output_dir=file"], ["file"]),
+        (["--source=directory", "--data_dir=elsewhere"], ["--source is 'directory'", "MNIST_DIR"]),
+    ],
+)
+def test_what_goes_wrong_later_is_one_line_too(train_vae, data_dir, tmp_path, arguments, words):
+    (tmp_path / "file").touch()
+    outcome = train_vae(*TINY, data_dir, "--epochs=1", *arguments)
+    refuses(outcome, 1)
+    for word in words:
+        assert re.search(word, outcome.err)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "held, record", [("other files", None), ("KMNIST", {"name": "KMNIST", "source": "mirror", "counts": {}})]
+)
+def test_a_folder_that_holds_something_else_is_left_alone(train_vae, tmp_path, held, record):
+    raw = tmp_path / "mine" / "raw"
+    raw.mkdir(parents=True)
+    (raw / "holiday.jpg").write_bytes(b"mine")
+    if record:
+        (tmp_path / "mine" / "dataset.json").write_text(json.dumps(record | {"sha256": dict.fromkeys(NAMES, "")}))
+    refuses(train_vae(*TINY, "--data_dir=mine"), 1, f"mine/raw holds {held}, not MNIST", "--data_dir")
+    assert [path.name for path in raw.iterdir()] == ["holiday.jpg"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signal_, code, said", [("SIGINT", 130, "interrupted: "), ("SIGTERM", 143, "")])
+def test_an_interrupted_training_leaves_its_best_weights(
+    train_vae, trained, data_dir, tmp_path, monkeypatch, signal_, code, said
+):
+    from vae import tracked
+
+    describe = tracked.describe
+
+    def then_interrupt(record, epochs):
+        if record["epoch"] == 2:
+            signal.raise_signal(getattr(signal, signal_))
+        return describe(record, epochs)
+
+    monkeypatch.setattr(tracked, "describe", then_interrupt)
+    outcome = train_vae(*TINY, data_dir, "--epochs=5000")
+    assert outcome.code == code
+    assert outcome.err.startswith(said) and outcome.err.count("\n") == bool(said)
+    assert VAE.load(tmp_path / "results" / "vae_model_final.safetensors")
+    assert newest_run(trained[1]).info.status == "KILLED"
+
+
+def test_a_new_field_of_a_section_gets_its_flag():
+    class Longer(TrainParams):
+        patience: int = 3
+        """How long to wait."""
+
+    schema = Longer.model_json_schema()["properties"]["patience"]
+    parser = cli._Parser()
+    cli._add_flag(parser, "train.patience", schema, 3)
+    assert "How long to wait [an integer; default: 3]" in " ".join(parser.format_help().split())
+    assert vars(parser.parse_args(["--patience", "4"])) == {"train.patience": 4}
