@@ -51,6 +51,11 @@ def database_of(root):
     return f"sqlite:///{root / 'mlruns' / 'mlflow.db'}"
 
 
+def of_a_training(params):
+    """The names of the parameters that a training's run carries: all but the search's."""
+    return {name for name in params.flat() if not name.startswith("search.")}
+
+
 def the_run(run_id):
     return MlflowClient().get_run(run_id)
 
@@ -171,7 +176,7 @@ def test_a_stage_whose_model_has_no_run_opens_one_that_says_how_it_was_trained(r
         pass
     run = the_run(opened)
     assert run.info.run_name == tracking.run_name(params)
-    assert run.data.params.keys() == params.flat().keys()
+    assert run.data.params.keys() == of_a_training(params)
     assert (run.data.params["seed"], run.data.tags["precision"]) == ("1", "fp32")
 
 
@@ -189,7 +194,7 @@ def test_every_parameter_is_logged_under_its_dotted_name_with_the_hardware(tmp_p
     with tracking.run("params") as run_id:
         tracking.log_params(params, Hardware(torch.device("cpu"), "bf16", True))
     data = the_run(run_id).data
-    assert data.params.keys() == params.flat().keys()
+    assert data.params.keys() == of_a_training(params)
     some = {"seed": "7", "train.beta": "4.0", "model.hidden_dims": "[64, 32]", "train.max_grad_norm": "None"}
     assert {name: data.params[name] for name in some} == some
     assert (data.tags["device"], data.tags["precision"]) == ("cpu", "bf16")
@@ -424,7 +429,7 @@ def test_a_real_server_takes_everything_that_a_run_carries(server, monkeypatch, 
     client = MlflowClient(url)
     run = client.get_run(run_id)
     assert (run.info.status, run.info.run_name) == ("FINISHED", "remote")
-    assert run.data.params.keys() == Params().flat().keys()
+    assert run.data.params.keys() == of_a_training(Params())
     assert run.data.metrics == {"val/kl": 25.0, "summary/best_epoch": 1.0}
     assert run.inputs.dataset_inputs[0].dataset.name == "MNIST-bundled-5000"
     assert [path.read_text() for path in (tmp_path / "artifacts").rglob("note.txt")] == ["over the network"]
