@@ -94,7 +94,7 @@ def reconstructions(original: Array, binarized: Array, reconstruction: Array) ->
     """Three rows: the image, what the model was shown of it, what it made of that (pixel probabilities)."""
     stacked = np.concatenate([original, binarized, reconstruction])
     rows = ["original", "input", "reconstruction"]
-    return _image_figure(stacked, len(original), "Test images and their reconstructions", rows)
+    return _image_figure(stacked, len(original), "Images and their reconstructions", rows)
 
 
 def generated_samples(images: Array, columns: int) -> Figure:
@@ -159,7 +159,7 @@ def latent_space(mu: Array, labels: Array) -> Figure:
 
 
 def _plane(mu: Array) -> tuple[Array, str, tuple[str, str]]:
-    title = f"Posterior means of {len(mu):,} test images"
+    title = f"Posterior means of {len(mu):,} images"
     if mu.shape[1] == 1:
         spread = np.random.default_rng(0).uniform(-1, 1, len(mu))
         return np.stack([mu[:, 0], spread], 1), title, ("z[0]", "no meaning: spread for legibility")
