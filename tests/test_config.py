@@ -133,7 +133,7 @@ def test_a_bad_value_is_refused_with_its_key_what_was_given_and_what_is_allowed(
         ("trian: {epochs: 3}", "trian", "did you mean 'train'?"),
         ("model: {zebra: 1}", "model.zebra", "allowed are activation, architecture, decoder_skip, hidden_dims"),
         ('train: {"two\\nlines": 1}', "train.two lines", "allowed are batch_size"),
-        ("zebra: {a: 1}", "zebra", "allowed are data, evaluate, model, render, seed, train"),
+        ("zebra: {a: 1}", "zebra", "allowed are data, evaluate, model, render, search, seed, train"),
     ],
 )
 def test_an_unknown_key_is_named_beside_those_that_exist(load, content, key, hint):
@@ -219,7 +219,7 @@ def test_sections_are_frozen(section, key):
 
 
 def test_flat_names_every_parameter_once():
-    flat = Params(train={"beta": 4.0}).flat()
+    flat = Params(train={"beta": 4.0}, search={"space": {"beta": [1.0, 4.0]}}).flat()  # a space of one line
     assert flat["seed"] == 0
     assert flat["train.beta"] == 4.0
     assert len(flat) == 1 + sum(len(type(value).model_fields) for _, value in Params() if isinstance(value, BaseModel))
