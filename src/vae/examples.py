@@ -330,6 +330,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(table.drop(columns=PROTOCOL).to_string(index=False, float_format="{:.4g}".format), end="\n\n")
     except (VAEError, OSError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

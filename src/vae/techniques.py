@@ -19,6 +19,7 @@ class Scale:
     train_images: int = 20_000
     validation_images: int = 2_000
     epochs: int = 10
+    batch_size: int = 128
     seeds: int = 3
     width: int = 256
     nll_images: int = 2_000
@@ -32,6 +33,7 @@ QUICK = Scale(
     train_images=2_000,
     validation_images=200,
     epochs=2,
+    batch_size=64,
     seeds=2,
     width=48,
     nll_images=100,
@@ -44,7 +46,7 @@ QUICK = Scale(
 def baseline(scale: Scale) -> Changes:
     """The network and training that every study starts from."""
     network = {"hidden_dims": (scale.width, scale.width), "latent_dim": 20}
-    return {**network, "epochs": scale.epochs, "batch_size": 128, "learning_rate": 3e-3, "beta": 1.0}
+    return {**network, "epochs": scale.epochs, "batch_size": scale.batch_size, "learning_rate": 3e-3, "beta": 1.0}
 
 
 def techniques(scale: Scale) -> dict[str, dict[str, Changes]]:
