@@ -136,19 +136,26 @@ def test_each_technique_has_a_row_and_the_baselines_difference_is_0(studies):
         assert table.loc[table["change"] == name, "difference"].item() != 0, name
 
 
-def test_a_difference_counts_when_it_is_beyond_three_standard_errors_of_all_spreads_together():
-    values = {BASELINE: (100.0, 101.0), "better": (95.0, 96.0), "lucky": (99.5, 101.5), "worse": (104.0, 107.0)}
+def test_a_difference_counts_beyond_three_standard_errors_of_the_median_spread_and_beyond_its_own():
+    values = {
+        BASELINE: (100.0, 101.0),
+        "better": (95.0, 96.0),
+        "lucky": (99.5, 101.5),
+        "worse": (104.0, 107.0),
+        "fails for a seed": (100.0, 121.0),
+        "slightly": (101.0, 102.5),
+    }
     runs = pd.DataFrame(
         {"group": name, "change": name, "seed": seed, "neg_elbo": value}
         for name, pair in values.items()
         for seed, value in enumerate(pair)
     )
     table, each = compared(runs)
-    assert list(table["difference"]) == [0, -5, 0, 5]
-    assert list(table["spread"]) == pytest.approx([0, 0, 0.5**0.5, 2**0.5])
-    assert table["noise"].unique() == pytest.approx([3 * ((0 + 0.5 + 2) / 3 / 2) ** 0.5])
-    assert list(table["verdict"]) == [BASELINE, "better", "within noise", "worse"]
-    assert list(each["difference"]) == [0, 0, -5, -5, -0.5, 0.5, 4, 6]
+    assert list(table["difference"]) == [0, -5, 0, 5, 10, 1.25]
+    assert list(table["spread"]) == pytest.approx([0, 0, 0.5**0.5, 2**0.5, 200**0.5, 0.125**0.5])
+    assert table["noise"].unique() == pytest.approx([3 * 0.5**0.5 / 2**0.5])
+    assert list(table["verdict"]) == [BASELINE, "better", "within noise", "worse", "within noise", "within noise"]
+    assert list(each["difference"]) == [0, 0, -5, -5, -0.5, 0.5, 4, 6, 0, 20, 1, 1.5]
 
 
 # The command line

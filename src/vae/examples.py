@@ -132,8 +132,8 @@ class VAEExamples:
         """
         trained = self._trained("interpolation")
         model, device = trained.model, trained.trainer.hardware.device
-        labels = self.test.labels
-        first = torch.tensor([int((labels == label).nonzero()[0]) for label in labels.unique()])
+        labels, names = self.test.labels, self.test.labels.unique().tolist()
+        first = torch.tensor([int((labels == name).nonzero()[0]) for name in names])
         digits = to_float(self.targets.images[first])
         loader = DataLoader(TensorDataset(digits, labels[first]), batch_size=len(first))
         inputs = to_float(binarize_once(self.train.images, "dynamic"))
@@ -147,7 +147,7 @@ class VAEExamples:
         with torch.no_grad():
             mu = model.encode(digits.to(device))[0]
             rows = [
-                {"from": a, "to": b, "path": path, **_walk(model, mu[a], mu[b], path == "spherical")}
+                {"from": names[a], "to": names[b], "path": path, **_walk(model, mu[a], mu[b], path == "spherical")}
                 for a, b in zip(range(0, len(first) - 1, 2), range(1, len(first), 2), strict=True)
                 for path in ("linear", "spherical")
             ]
@@ -171,8 +171,8 @@ class VAEExamples:
         """What each technique buys: one change at a time from one baseline, over several seeds.
 
         `difference` is that of neg_elbo to the baseline with the same seed, `spread` its standard deviation over the
-        seeds. The `verdict` calls one "within noise" that is below three standard errors, taken from all changes'
-        spreads together: those of two or three seeds alone say little.
+        seeds. The `verdict` is "within noise" below `noise`, which is three standard errors of the changes' median
+        spread (a single spread of two or three seeds says little), and below its own spread.
         """
         runs, curves = [], []
         for group, changes in techniques(self.scale).items():
