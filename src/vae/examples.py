@@ -154,7 +154,7 @@ class VAEExamples:
         return self._saved("3_latent_space_interpolation", pd.DataFrame(rows), pictures)
 
     def example_4_different_latent_dimensions(self) -> Example:
-        """How many latent dimensions pay: −ELBO and NLL stop falling where the model stops using more of them."""
+        """How many latent dimensions pay: −ELBO, NLL and KL level off, and beyond that not all of them are active."""
         by_size = {size: self._trained(f"{size} latent", latent_dim=size) for size in self.scale.latent_dims}
         table = pd.DataFrame({"latent_dim": size, **trained.row} for size, trained in by_size.items())
         models = {f"{size} latent": trained.model for size, trained in by_size.items()}
