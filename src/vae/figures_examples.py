@@ -109,6 +109,7 @@ def differences(runs: pd.DataFrame, noise: float) -> Figure:
     # A training that fails is tens of nats off, a technique that helps one or two: both are to be seen.
     ax.set_xscale("symlog", linthresh=max(4 * noise, 0.01), linscale=2)
     ax.xaxis.set_major_formatter(ScalarFormatter())
+    ax.margins(x=0.05)
     ax.set_title("What each change buys", loc="left")
     ax.set_xlabel(
         "difference of the test −ELBO to the baseline, nats per image: better to the left\n"
