@@ -12,7 +12,7 @@ flags = $(foreach flag,$(1),$(if $($(flag)),--$(shell echo $(flag) | tr A-Z a-z)
 TRAIN_FLAGS = $(call flags,EPOCHS BATCH_SIZE LATENT_DIM BETA LEARNING_RATE)
 SEARCH_FLAGS = $(subst --trials,--n_trials,$(call flags,TRIALS EPOCHS WORKERS))
 
-.PHONY: help setup repro train search adopt dashboard ui theory test lint format bench clean
+.PHONY: help setup repro train search adopt dashboard examples theory ui test lint format bench clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -50,6 +50,9 @@ dashboard: $(READY)  ## Serve optuna-dashboard of the search on http://127.0.0.1
 	@test -n "$$OPTUNA_STORAGE" || test -f search/study.journal || \
 		{ echo "error: there is no study yet: make search makes one" >&2; exit 1; }
 	optuna-dashboard --host 127.0.0.1 "$${OPTUNA_STORAGE:-search/study.journal}"
+
+examples: $(READY)  ## Run the five examples of the library: results/examples/ (QUICK=1 for a look)
+	python -m vae.examples $(if $(QUICK),--quick)
 
 ui: $(READY)  ## Serve the MLflow UI on http://127.0.0.1:5000
 	python -m vae.tracking

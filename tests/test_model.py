@@ -12,7 +12,11 @@ MLP = {"hidden_dims": [24, 16], "latent_dim": 3}
 CONV = {"architecture": "conv", "hidden_dims": [4, 6], "latent_dim": 3}
 
 
-@pytest.fixture(params=[MLP, {**MLP, "residual": False, "activation": "tanh"}, CONV], ids=["mlp", "plain", "conv"])
+SKIP = {**MLP, "decoder_skip": True}
+PLAIN = {**MLP, "residual": False, "activation": "tanh"}
+
+
+@pytest.fixture(params=[MLP, PLAIN, SKIP, CONV], ids=["mlp", "plain", "skip", "conv"])
 def model(request):
     return VAE.from_params(ModelParams(**{**request.param, "hidden_dims": tuple(request.param["hidden_dims"])}), seed=0)
 
@@ -90,6 +94,61 @@ def test_residual_layers_add_their_input_where_widths_are_equal():
     torch.testing.assert_close(with_skip.encoder.hidden(x), h + without.encoder.hidden(x))
 
 
+def test_with_decoder_skips_the_latents_still_reach_the_image_when_a_hidden_layer_loses_them():
+    z = torch.randn(2, 3)
+    for skip, distinct in ((True, True), (False, False)):
+        model = VAE(hidden_dims=[8, 8], latent_dim=3, residual=False, decoder_skip=skip)
+        with torch.no_grad():
+            model.decoder.hidden[0].linear.weight.zero_()
+        first, second = model.decode(z)
+        assert torch.equal(first, second) != distinct
+
+
+def test_decoder_skips_join_every_layer_after_the_first_and_change_no_width():
+    model = VAE(hidden_dims=[24, 16], latent_dim=3, decoder_skip=True)
+    layers = [*(layer.linear for layer in model.decoder.hidden), model.decoder.head]
+    assert [(layer.in_features, layer.out_features) for layer in layers] == [(3, 16), (16 + 3, 24), (24 + 3, 784)]
+
+
+def layers_of(model):
+    return [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)]
+
+
+@pytest.mark.parametrize("network", [MLP, CONV], ids=["mlp", "conv"])
+@pytest.mark.parametrize("initialization", ["xavier", "kaiming", "orthogonal"])
+def test_an_initialization_has_the_spread_of_its_formula_and_zero_biases(network, initialization):
+    for layer in layers_of(VAE(**network, initialization=initialization)):
+        weight = layer.weight.detach()
+        rows = weight.flatten(1)
+        receptive = weight[0, 0].numel()  # 1 of a linear layer
+        n_out, n_in = len(rows) * receptive, rows.shape[1]
+        assert layer.bias is None or not layer.bias.any()
+        if initialization == "orthogonal":
+            product = rows @ rows.T if len(rows) <= n_in else rows.T @ rows
+            torch.testing.assert_close(product, torch.eye(len(product)), atol=1e-5, rtol=0)
+            continue
+        # A uniform distribution on ±a has the variance a²/3.
+        variance = 2 / (n_in + n_out) if initialization == "xavier" else 2 / n_in
+        assert weight.abs().max().item() <= (3 * variance) ** 0.5 + 1e-6
+        assert weight.var().item() == pytest.approx(variance, rel=6 / weight.numel() ** 0.5)
+
+
+def test_the_default_initialization_is_pytorchs_own():
+    torch.manual_seed(0)
+    expected = torch.nn.Linear(784, 8).weight
+    torch.manual_seed(0)
+    model = VAE(hidden_dims=[8], latent_dim=2, initialization="default")
+    assert torch.equal(model.encoder.hidden[0].linear.weight, expected)
+
+
+@pytest.mark.parametrize("initialization", ["xavier", "kaiming", "orthogonal"])
+def test_save_and_load_bring_back_a_model_whose_weights_were_drawn_otherwise(initialization, tmp_path):
+    model = VAE(**SKIP, initialization=initialization)
+    model.save(tmp_path / "vae.safetensors")
+    z = torch.randn(4, 3)
+    assert torch.equal(VAE.load(tmp_path / "vae.safetensors").decode(z), model.decode(z))
+
+
 def test_save_and_load_bring_back_weights_and_configuration(model, tmp_path):
     model.save(tmp_path / "vae.safetensors")
     loaded = VAE.load(tmp_path / "vae.safetensors")
@@ -145,6 +204,8 @@ def test_weights_that_contradict_their_own_configuration_are_refused_in_one_line
         ({"architecture": "transformer"}, "architecture is 'transformer', allowed is 'mlp' or 'conv'"),
         ({"activation": "relux"}, "activation"),
         ({"laten_dim": 3}, "did you mean 'latent_dim'"),
+        ({"initialization": "zeros"}, "initialization is 'zeros', allowed is 'default', 'xavier', 'kaiming' or"),
+        ({"architecture": "conv", "decoder_skip": True}, "^decoder_skip is for architecture 'mlp', not 'conv'$"),
         ({"architecture": "conv", "input_dim": 100, "hidden_dims": [4]}, "side divisible by 4"),
     ],
 )

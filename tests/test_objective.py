@@ -11,6 +11,7 @@ from vae.objective import (
     beta_at,
     gaussian_kl,
     importance_weighted_bound,
+    mmd,
     normal_log_density,
     weighted_kl,
 )
@@ -76,6 +77,54 @@ def test_free_bits_keep_a_floor_per_dimension_and_stop_the_gradient_below_it():
     assert loss.item() == pytest.approx(0.5 + 3.0)
     loss.backward()
     torch.testing.assert_close(kl.grad, torch.tensor([[0.0, 0.5], [0.0, 0.5]]))
+
+
+def gaussian_mmd(mean, variance, bandwidth, n, m):
+    """What `mmd` of n draws of N(mean, variance·I) and m of N(0, I) is on average, in closed form.
+
+    E exp(−‖a − b‖² / c) with a − b ~ N(d, s·I) is (1 + 2s/c)^(−L/2) · exp(−‖d‖² / (c + 2s)).
+    """
+
+    def kernel(d, s):
+        return (1 + 2 * s / bandwidth) ** (-len(d) / 2) * math.exp(-(d @ d).item() / (bandwidth + 2 * s))
+
+    zero = torch.zeros_like(mean)
+    within, prior, across = kernel(zero, 2 * variance), kernel(zero, 2.0), kernel(mean, 1 + variance)
+    bias = (1 - within) / n + (1 - prior) / m  # a draw and itself: 1 instead of the mean
+    return within + prior - 2 * across + bias
+
+
+@pytest.mark.parametrize(("shift", "variance"), [(0.0, 1.0), (1.0, 1.0), (0.5, 0.25), (0.0, 4.0)])
+def test_mmd_of_gaussians_is_on_average_what_the_closed_form_says(shift, variance):
+    n, m, latents = 60, 90, 3
+    mean = torch.full((latents,), shift)
+    values = torch.stack(
+        [
+            mmd(mean + variance**0.5 * draws(n, latents, seed=2 * i), draws(m, latents, seed=2 * i + 1))
+            for i in range(500)
+        ]
+    )
+    expected = gaussian_mmd(mean, variance, latents**2, n, m)
+    assert values.mean().item() == pytest.approx(expected, abs=4 * values.std().item() / math.sqrt(500))
+    assert (values > -1e-6).all()
+
+
+def test_mmd_is_that_of_the_kernel_pair_by_pair():
+    z, prior = draws(4, 2), draws(5, 2, seed=1)
+
+    def mean_kernel(a, b):
+        return sum(math.exp(-(x - y).square().sum().item() / 4) for x in a for y in b) / (len(a) * len(b))
+
+    expected = mean_kernel(z, z) + mean_kernel(prior, prior) - 2 * mean_kernel(z, prior)
+    assert mmd(z, prior).item() == pytest.approx(expected, abs=1e-6)
+    assert mmd(z, z.flip(0)).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_mmd_has_a_finite_gradient_even_of_one_image_and_of_images_far_off():
+    for z in (draws(1, 2), draws(8, 2) * 1e3, torch.zeros(3, 2)):
+        z.requires_grad_()
+        mmd(z, draws(8, 2, seed=1)).backward()
+        assert z.grad.isfinite().all()
 
 
 def test_warm_up_rises_linearly_to_beta_and_stays():

@@ -10,6 +10,7 @@ from vae.data import Split, binarize_once, to_float
 from vae.device import Hardware, resolve
 from vae.errors import DivergedError
 from vae.model import VAE
+from vae.objective import mmd
 from vae.training import fit, validate
 
 CPU = Hardware(torch.device("cpu"), "fp32", compile=False)
@@ -97,6 +98,31 @@ def test_the_loss_is_reconstruction_plus_beta_times_kl():
         assert record["train/loss"] == pytest.approx(
             record["train/reconstruction"] + beta * record["train/kl"], rel=1e-4
         )
+
+
+def test_the_mmd_term_pulls_the_aggregate_posterior_to_the_prior_where_no_kl_does():
+    distances = []
+    for weight in (0.0, 2000.0):
+        model, fitted = train({"epochs": 20, "beta": 0.0, "mmd": weight})
+        with torch.no_grad():
+            mu, logvar = model.encode(to_float(binarize_once(TRAIN.images, "dynamic")))
+            generator = torch.Generator().manual_seed(0)
+            noise, prior = (torch.randn(mu.shape, generator=generator) for _ in range(2))
+            distances.append(mmd(model.reparameterize(mu, logvar, noise), prior).item())
+        last = fitted.history[-1]
+        assert (last["train/loss"] > last["train/reconstruction"] + 1e-3) == bool(weight)
+    without, with_term = distances
+    assert with_term < 0.5 * without
+
+
+@pytest.mark.parametrize("weight", [0.0, 1e-30])
+def test_the_noise_for_the_mmd_term_is_drawn_only_where_there_is_one(weight, monkeypatch):
+    drawn = []
+    randn = torch.randn
+    monkeypatch.setattr("vae.training.torch.randn", lambda *a, **options: drawn.append(a) or randn(*a, **options))
+    train({"epochs": 1, "mmd": weight})
+    steps, validations = math.ceil(len(TRAIN) / 64), 1
+    assert len(drawn) == steps * (2 if weight else 1) + validations
 
 
 def test_a_higher_beta_buys_a_lower_rate_with_a_higher_distortion():

@@ -18,6 +18,7 @@ Source = Literal["auto", "mirror", "directory", "bundled"]
 Binarization = Literal["dynamic", "static", "threshold", "none"]
 Architecture = Literal["mlp", "conv"]
 Activation = Literal["silu", "relu", "gelu", "tanh"]
+Initialization = Literal["default", "xavier", "kaiming", "orthogonal"]
 LRSchedule = Literal["constant", "step", "cosine", "one_cycle"]
 DeviceName = Literal["auto", "cpu", "mps", "cuda"] | Annotated[str, Field(pattern=r"^cuda:\d+$")]
 Precision = Literal["auto", "fp32", "bf16"]
@@ -81,6 +82,16 @@ class ModelParams(Section):
     """The nonlinearity between layers."""
     residual: bool = True
     """Add a layer's input to its output where the widths are equal."""
+    decoder_skip: bool = False
+    """Feed the latents to every layer of the decoder, not only to its first (`mlp`)."""
+    initialization: Initialization = "default"
+    """How the weights are drawn: PyTorch's own way, or one that sets biases to 0."""
+
+    @model_validator(mode="after")
+    def _skips_are_those_of_an_mlp(self) -> Self:
+        if self.decoder_skip and self.architecture != "mlp":
+            raise ValueError(f"decoder_skip is for architecture 'mlp', not '{self.architecture}'")
+        return self
 
 
 class TrainParams(Section):
@@ -112,6 +123,8 @@ class TrainParams(Section):
     """Of the matrix products; auto is bf16 where the hardware has it."""
     compile: bool | Literal["auto"] = "auto"
     """Compile the training step; auto does on CUDA."""
+    mmd: NonNegativeFloat = 0.0
+    """Weight of the squared MMD between posterior samples and prior in the loss, in nats; 0: none is computed."""
 
 
 class EvaluateParams(Section):

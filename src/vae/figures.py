@@ -102,11 +102,17 @@ def generated_samples(images: Array, columns: int) -> Figure:
     return _image_figure(images, columns, "Samples from the prior, z ~ N(0, I)")
 
 
-def interpolation(images: Array, columns: int, pairs: Sequence[tuple[int, int]]) -> Figure:
-    """A row from one digit to another, decoded along the line between their posterior means."""
+def interpolation(images: Array, columns: int, pairs: Sequence[tuple[int, int]], spherical: bool = False) -> Figure:
+    """A row from one digit to another, decoded along the line, or the great circle, between their posterior means."""
     rows = [f"{a} → {b}" for a, b in pairs]
-    title = "Interpolation between posterior means"
-    return _image_figure(images, columns, title, rows, xlabel="position on the line, from 0 to 1")
+    title = f"{'Spherical interpolation' if spherical else 'Interpolation'} between posterior means"
+    label = f"position on the {'great circle' if spherical else 'line'}, from 0 to 1"
+    return _image_figure(images, columns, title, rows, xlabel=label)
+
+
+def image_rows(images: Array, rows: Sequence[str], title: str) -> Figure:
+    """As many labelled rows of images as `rows` has labels."""
+    return _image_figure(images, len(images) // len(rows), title, rows)
 
 
 def latent_traversals(images: Array, columns: int, dimensions: Sequence[int], reach: float) -> Figure:

@@ -6,7 +6,7 @@ Bernoulli probabilities before the sigmoid.
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self, cast
@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from vae.config import Activation, Architecture, ModelParams, describe
+from vae.config import Activation, Architecture, Initialization, ModelParams, describe
 from vae.errors import ConfigError, DataError, WeightsError
 from vae.files import write_atomically
 
@@ -28,25 +28,33 @@ ACTIVATIONS: dict[Activation, type[nn.Module]] = {
     "tanh": nn.Tanh,
 }
 
+# Of the weights; the biases are then 0. "default" is what PyTorch draws itself.
+INITIALIZATIONS: dict[Initialization, Callable[[Tensor], Tensor]] = {
+    "xavier": nn.init.xavier_uniform_,  # Glorot & Bengio 2010
+    "kaiming": nn.init.kaiming_uniform_,  # He et al. 2015, with the gain of ReLU
+    "orthogonal": nn.init.orthogonal_,  # Saxe et al. 2014; a convolution's kernels as one matrix
+}
+
 
 class Dense(nn.Module):
-    """activation(W h + b), plus h where `residual` is set and the widths allow it."""
+    """activation(W h + b), plus h where `residual` is set and the widths allow it; `n_skip` further inputs join h."""
 
-    def __init__(self, n_in: int, n_out: int, activation: Activation, residual: bool) -> None:
+    def __init__(self, n_in: int, n_out: int, activation: Activation, residual: bool, n_skip: int = 0) -> None:
         super().__init__()
-        self.linear = nn.Linear(n_in, n_out)
+        self.linear = nn.Linear(n_in + n_skip, n_out)
         self.activation = ACTIVATIONS[activation]()
         self.residual = residual and n_in == n_out
 
-    def forward(self, h: Tensor) -> Tensor:
-        """[B, n_in] -> [B, n_out]."""
-        out: Tensor = self.activation(self.linear(h))
+    def forward(self, h: Tensor, skip: Tensor | None = None) -> Tensor:
+        """[B, n_in], and [B, n_skip] where there is one -> [B, n_out]."""
+        out: Tensor = self.activation(self.linear(h if skip is None else torch.cat([h, skip], -1)))
         return h + out if self.residual else out
 
 
-def dense_stack(widths: Sequence[int], activation: Activation, residual: bool) -> nn.Sequential:
-    """One `Dense` layer between each two neighbours of `widths`."""
-    return nn.Sequential(*(Dense(a, b, activation, residual) for a, b in pairwise(widths)))
+def dense_stack(widths: Sequence[int], activation: Activation, residual: bool, n_skip: int = 0) -> nn.Sequential:
+    """One `Dense` layer between each two neighbours of `widths`; all but the first take `n_skip` further inputs."""
+    layers = [Dense(a, b, activation, residual, n_skip if i else 0) for i, (a, b) in enumerate(pairwise(widths))]
+    return nn.Sequential(*layers)
 
 
 class MLPEncoder(nn.Module):
@@ -65,13 +73,19 @@ class MLPEncoder(nn.Module):
 
 
 class MLPDecoder(nn.Module):
-    """[B, L] -> logits [B, D], through the encoder's widths in reverse."""
+    """[B, L] -> logits [B, D], through the encoder's widths in reverse.
+
+    With `decoder_skip`, the latents also join the input of each further layer, the last included: no layer can lose
+    them (Dieng et al. 2019, "Avoiding latent variable collapse with generative skip models").
+    """
 
     def __init__(self, input_dim: int, params: ModelParams) -> None:
         super().__init__()
         widths = [params.latent_dim, *reversed(params.hidden_dims)]
-        self.hidden = dense_stack(widths, params.activation, params.residual)
-        self.head = nn.Linear(widths[-1], input_dim)
+        self.skip = params.decoder_skip
+        n_skip = params.latent_dim if self.skip else 0
+        self.hidden = dense_stack(widths, params.activation, params.residual, n_skip)
+        self.head = nn.Linear(widths[-1] + n_skip, input_dim)
 
     @property
     def output_bias(self) -> nn.Parameter:
@@ -80,7 +94,14 @@ class MLPDecoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """[B, L] -> [B, D]."""
-        out: Tensor = self.head(self.hidden(z))
+        if not self.skip:
+            out: Tensor = self.head(self.hidden(z))
+            return out
+        first, *others = self.hidden
+        h = first(z)
+        for layer in others:
+            h = layer(h, z)
+        out = self.head(torch.cat([h, z], -1))
         return out
 
 
@@ -162,6 +183,16 @@ ENCODERS: dict[Architecture, type[nn.Module]] = {"mlp": MLPEncoder, "conv": Conv
 DECODERS: dict[Architecture, type[nn.Module]] = {"mlp": MLPDecoder, "conv": ConvDecoder}
 
 
+@torch.no_grad()
+def initialize(network: nn.Module, scheme: Initialization) -> None:
+    """Draw the weights of every linear and convolutional layer anew, and set their biases to 0."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            INITIALIZATIONS[scheme](layer.weight)
+            if layer.bias is not None:
+                layer.bias.zero_()
+
+
 def slerp(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
     """Spherical interpolation between latents [L] at weights [N, 1] from 0 to 1: [N, L] (Shoemake 1985).
 
@@ -202,6 +233,8 @@ class VAE(nn.Module):
         self.input_dim = input_dim
         self.encoder = ENCODERS[architecture](input_dim, self.params)
         self.decoder = DECODERS[architecture](input_dim, self.params)
+        if self.params.initialization != "default":
+            initialize(self, self.params.initialization)
 
     @classmethod
     def from_params(cls, params: ModelParams, seed: int, input_dim: int = 784) -> Self:

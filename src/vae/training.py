@@ -20,13 +20,13 @@ from vae.data import Split, binarize_once, image_batch, sample_binary, to_float
 from vae.device import Hardware
 from vae.errors import ConfigError, DataError, DivergedError
 from vae.model import VAE
-from vae.objective import bernoulli_nll, beta_at, gaussian_kl, weighted_kl
+from vae.objective import bernoulli_nll, beta_at, gaussian_kl, mmd, weighted_kl
 
 EVALUATION_BATCH = 1024  # images at a time where no gradients are kept
 
 Record = dict[str, float]
 OnEpoch = Callable[[Record], None]
-Step = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+Step = Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,9 @@ class _Loop:
     def _train_step(self, x: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         shape = (len(x), self.model.params.latent_dim)
         noise = torch.randn(shape, generator=self.generator, device=self.hardware.device)
-        loss, reconstruction, kl = self.step(x, noise, beta)
+        # Drawn only where it is used: other trainings see the same noise as if there were no such term.
+        prior = torch.randn(shape, generator=self.generator, device=noise.device) if self.params.mmd else None
+        loss, reconstruction, kl = self.step(x, noise, beta, prior)
         self.optimizer.zero_grad()
         loss.backward()
         if self.params.max_grad_norm:
@@ -234,15 +236,18 @@ class _Loop:
 
 
 def _step_function(model: VAE, params: TrainParams, hardware: Hardware) -> Step:
-    """(x, noise, beta) -> loss, reconstruction, KL: means over the batch. Random draws and β come in from
-    outside, so that it compiles to one graph without state."""
+    """(x, noise, beta, prior draws or None) -> loss, reconstruction, KL: means over the batch. Random draws and β
+    come in from outside, so that it compiles to one graph without state."""
 
-    def step(x: Tensor, noise: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def step(x: Tensor, noise: Tensor, beta: Tensor, prior: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         with hardware.autocast():
             logits, mu, logvar = model(x, noise)
         kl = gaussian_kl(mu, logvar)
         reconstruction = bernoulli_nll(logits, x).mean()
-        return reconstruction + weighted_kl(kl, beta, params.free_bits), reconstruction, kl.sum(1).mean()
+        loss = reconstruction + weighted_kl(kl, beta, params.free_bits)
+        if prior is not None:
+            loss = loss + params.mmd * mmd(model.reparameterize(mu, logvar, noise), prior)
+        return loss, reconstruction, kl.sum(1).mean()
 
     if not hardware.compile:
         return step

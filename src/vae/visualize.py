@@ -78,7 +78,7 @@ def visualize_interpolation(
     lines = [
         model.interpolate(mu[first[a]].to(device), mu[first[b]].to(device), num_samples, spherical) for a, b in pairs
     ]
-    return _saved(figures.interpolation(torch.cat(lines).cpu().numpy(), num_samples, pairs), save_path)
+    return _saved(figures.interpolation(torch.cat(lines).cpu().numpy(), num_samples, pairs, spherical), save_path)
 
 
 def visualize_latent_manifold(

@@ -111,10 +111,13 @@ NOT_COMPARED = {
 def study_name(params: Params, dataset: Mapping[str, Any]) -> str:
     """The name under which comparable trials are kept: `vae-MNIST-1a2b3c4d`."""
     searched = {f"{searched_section(name)}.{name}" for name in params.search.space}
+    defaults = Params().flat()  # left out, so that a parameter that comes with a new version changes no name
     compared = {
         name: value
         for name, value in params.flat().items()
-        if name not in NOT_COMPARED | searched and not name.startswith(("evaluate.", "render.", "search.space."))
+        if name not in NOT_COMPARED | searched
+        and value != defaults.get(name)
+        and not name.startswith(("evaluate.", "render.", "search.space."))
     }
     space = {name: repr(domain) for name, domain in distributions(params).items()}
     facts = json.dumps([compared, space, dataset["sha256"]], sort_keys=True)
