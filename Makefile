@@ -60,8 +60,8 @@ ui: $(READY)  ## Serve the MLflow UI on http://127.0.0.1:5000
 theory: $(READY)  ## Check the statements of docs/theory.md and redraw its pictures
 	python -m vae.theory
 
-test: $(READY)  ## Run the test suite
-	python -m pytest
+test: $(READY)  ## Run the test suite, on two cores
+	python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(READY)  ## Check style and types
 	ruff check .

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -12,6 +13,9 @@ import pytest
 from ruamel.yaml import YAML
 
 from vae.files import sha256
+
+# A shell that starts the suite in the background has Ctrl-C ignored, in the suite and in all that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 for _name in [name for name in os.environ if name == "MNIST_DIR" or name.startswith(("MLFLOW_", "DVC_", "GIT_"))]:
     del os.environ[_name]
