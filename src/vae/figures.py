@@ -14,6 +14,7 @@ import pandas as pd
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from vae.files import write_atomically
 
@@ -85,6 +86,7 @@ def training_history(history: pd.DataFrame) -> Figure:
         if high > low:
             ax.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
         ax.set(title=name, xlabel="epoch", ylabel="nats per image")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.grid(alpha=0.3)
     figure.axes[0].legend(frameon=False)
     return figure
@@ -195,6 +197,7 @@ def kl_per_dimension(kl: Array, threshold_variance: float, variance: Array) -> F
         xlabel=f"latent dimensions, by KL (active: variance of the mean > {threshold_variance:g})",
         ylabel="nats per image",
     )
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(frameon=False)
     ax.grid(axis="y", alpha=0.3)
     return figure
