@@ -74,14 +74,27 @@ def wait_for(condition, what, seconds=PATIENCE):
         time.sleep(0.05)
 
 
-def descendants(process):
-    return [
-        child for child in psutil.Process(process.pid).children(recursive=True) if "spawn_main" in str(child.cmdline())
-    ]
+def workers_of(search):
+    """The search's worker processes: not what keeps account of their semaphores, nor git, which they ask."""
+    return [child for child in psutil.Process(search.pid).children() if "spawn_main" in command_of(child)]
+
+
+def command_of(process):
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it has ended meanwhile
+        return ""
+
+
+def is_alive(process):
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def none_left(processes):
-    return not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes)
+    return not any(map(is_alive, processes))
 
 
 def children_of_the_search(project):
@@ -127,7 +140,7 @@ def test_a_search_survives_every_kind_of_end(small):
     search = start(small, *flags)
     wait_for(lambda: finished(trials_of(small)), "finished trial")
     time.sleep(chance.random())
-    workers = descendants(search)
+    workers = workers_of(search)
     victim = chance.choice(workers)
     victim.kill()
     survived = len(finished(trials_of(small)))
@@ -146,7 +159,7 @@ def test_a_search_survives_every_kind_of_end(small):
     search = start(small, *flags)
     wait_for(lambda: len(finished(trials_of(small))) > len(kept), "finished trial")
     time.sleep(chance.random())
-    workers = descendants(search)
+    workers = workers_of(search)
     interrupted = time.monotonic()
     os.killpg(search.pid, signal.SIGINT)
     code, printed = outcome(search)

@@ -177,10 +177,11 @@ def _processes(params: Params, dataset: Mapping[str, Any], folder: Path, divisio
                 name=f"{socket.gethostname()}:{os.getpid()}:{number}",
                 daemon=True,
             )
-            # Ctrl-C reaches all processes of a terminal. Workers never see it: they are ended from here.
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            # Ctrl-C reaches all processes of a terminal. Workers inherit that it is ignored: they are ended from here.
+            # (A blocked signal wouldn't do: multiprocessing unblocks it when it starts its resource tracker.)
+            handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
             process.start()
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+            signal.signal(signal.SIGINT, handler)
             processes.append(process)
         yield processes
     finally:
@@ -234,7 +235,7 @@ def _watch(study: optuna.Study, processes: Sequence[BaseProcess], params: Params
             for process in processes:
                 if process not in alive and process.exitcode and process.name not in reported:
                     reported.add(process.name)
-                    bar.write(f"warning: a worker {_ending(process)}, {len(alive)} left; its trial is run again")
+                    _say(bar, f"warning: a worker {_ending(process)}, {len(alive)} left; its trial is run again")
             if not storage_url():
                 retry_dead(study, {process.name for process in alive}, NAMING_SECONDS)
             _show_ended(study, shown, bar)
@@ -249,11 +250,17 @@ def _show_ended(study: optuna.Study, shown: set[int], bar: "tqdm[Any]") -> None:
     for trial in ended:
         if trial.number not in shown:
             shown.add(trial.number)
-            bar.write(results.describe(trial))
+            _say(bar, results.describe(trial))
             bar.update()
     running = len(in_state(study, TrialState.RUNNING))
     best = results.best_trial(ended)
     bar.set_postfix_str(f"{running} running" + (f", best −ELBO {results.neg_elbo(best):.2f}" if best else ""))
+
+
+def _say(bar: "tqdm[Any]", line: str) -> None:
+    """Print a line above the bar, at once also where the output is a file."""
+    bar.write(line)
+    sys.stdout.flush()
 
 
 def _ending(process: BaseProcess) -> str:
