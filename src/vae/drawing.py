@@ -14,7 +14,7 @@ from vae.data import Split, binarize_once, to_float
 from vae.evaluation import ACTIVE_UNIT_VARIANCE, Floats
 from vae.model import VAE
 from vae.objective import gaussian_kl
-from vae.visualize import prior_grid
+from vae.visualize import first_of_each_digit, prior_grid
 
 PAIRS = [(0, 6), (1, 7), (2, 3), (4, 9), (5, 8)]  # interpolated digits
 TRAVERSED = 8  # latent dimensions shown
@@ -69,11 +69,6 @@ def _draw(
         "kl_per_dimension",
         figures.kl_per_dimension(kl.numpy(), ACTIVE_UNIT_VARIANCE, mu.numpy().var(axis=0, ddof=1)),
     )
-
-
-def first_of_each_digit(labels: Tensor) -> Tensor:
-    """The index of the first image of each label, by label."""
-    return torch.tensor([int((labels == digit).nonzero()[0]) for digit in labels.unique()])
 
 
 def traversals(start: Tensor, dimensions: list[int], steps: int) -> Tensor:

@@ -37,7 +37,12 @@ from vae.objective import gaussian_kl, mmd
 from vae.stages import RAW, mnist_dir, read_dataset
 from vae.techniques import FULL, QUICK, baseline, compared, techniques
 from vae.trainer import VAETrainer
-from vae.visualize import prior_grid, visualize_interpolation, visualize_latent_arithmetic
+from vae.visualize import (
+    first_of_each_digit,
+    visualize_interpolation,
+    visualize_latent_arithmetic,
+    visualize_latent_manifold,
+)
 
 OUTPUT = Path("results/examples")
 DPI = 110
@@ -133,7 +138,7 @@ class VAEExamples:
         trained = self._trained("interpolation")
         model, device = trained.model, trained.trainer.hardware.device
         labels, names = self.test.labels, self.test.labels.unique().tolist()
-        first = torch.tensor([int((labels == name).nonzero()[0]) for name in names])
+        first = first_of_each_digit(labels)
         digits = to_float(self.targets.images[first])
         loader = DataLoader(TensorDataset(digits, labels[first]), batch_size=len(first))
         inputs = to_float(binarize_once(self.train.images, "dynamic"))
@@ -161,9 +166,7 @@ class VAEExamples:
         pictures = {"active_units": figures_examples.latent_dimensions(table), **self._galleries(models)}
         if 2 in by_size:
             plane = by_size[2]
-            with torch.no_grad():
-                manifold = plane.model.images(prior_grid(20).to(plane.trainer.hardware.device)).cpu()
-            pictures["manifold"] = figures.latent_manifold(manifold.numpy(), 20)
+            pictures["manifold"] = visualize_latent_manifold(plane.model, plane.trainer.hardware.device)
             pictures["latent_space_2"] = figures.latent_space(plane.evaluation.mu, self.test.labels.numpy())
         return self._saved("4_different_latent_dimensions", table, pictures)
 

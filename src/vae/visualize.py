@@ -71,7 +71,7 @@ def visualize_interpolation(
 ) -> Figure:
     """Rows of `num_samples` images from the loader's first 0 to its first 1, from 2 to 3, and so on."""
     mu, labels = _posterior_means(model, dataloader, device, None)
-    first = {int(label): int((labels == label).nonzero()[0]) for label in labels.unique()}
+    first = dict(zip(labels.unique().tolist(), first_of_each_digit(labels).tolist(), strict=True))
     pairs = list(zip(list(first)[::2], list(first)[1::2], strict=False))
     if not pairs:
         raise DataError(f"an interpolation needs images of two labels, the DataLoader has {list(first)}")
@@ -122,6 +122,11 @@ def latent_means(model: VAE, dataloader: DataLoader[Any], device: Device = "cpu"
     """The mean of the posterior means of each label's images, [L] each: what latent arithmetic adds and subtracts."""
     mu, labels = _posterior_means(model, dataloader, device, None)
     return {int(label): mu[labels == label].mean(0) for label in labels.unique()}
+
+
+def first_of_each_digit(labels: Tensor) -> Tensor:
+    """The index of the first image of each label, by label."""
+    return torch.tensor([int((labels == digit).nonzero()[0]) for digit in labels.unique()])
 
 
 def prior_grid(side: int) -> Tensor:

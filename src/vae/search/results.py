@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 
 from vae.config import Params, searched_section
 from vae.errors import SearchError
+from vae.figures import save
 from vae.files import write_atomically
 from vae.search import figures
 from vae.search.study import FOLDER, current_values, finished, journal, reason, with_values
@@ -73,10 +74,7 @@ def write(study: optuna.Study, params: Params) -> list[Path]:
     written = [TRIALS, BEST]
     curves = {trial.number: trial.user_attrs.get("curve", []) for trial in trials}
     for name, figure in figures.every(rows, curves, _importances(study), params).items():
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=DPI)
-        write_atomically(FOLDER / f"{name}.png", buffer.getvalue())
-        written.append(FOLDER / f"{name}.png")
+        written.append(save(figure, FOLDER / f"{name}.png", DPI))
     _keep_copy(study)
     return written
 

@@ -207,10 +207,12 @@ def retry(study: optuna.Study, trial: FrozenTrial) -> None:
 
 
 def retry_dead(study: optuna.Study, alive: set[str], patience: float) -> int:
-    """In the journal, which has no heartbeats: retry the running trials of workers that aren't `alive`.
+    """Retry the running trials of workers that aren't `alive`; returns how many. A database's heartbeats do it there.
 
-    A trial younger than `patience` seconds may not have got its worker's name yet. Returns how many were dead.
+    A trial younger than `patience` seconds may not have got its worker's name yet.
     """
+    if storage_url():
+        return 0
     dead = [trial for trial in in_state(study, TrialState.RUNNING) if _is_dead(trial, alive, patience)]
     for trial in dead:
         study.tell(trial.number, state=TrialState.FAIL)

@@ -89,7 +89,7 @@ def search(params: Params, dataset: Mapping[str, Any], folder: Path) -> None:
     with _only_search_here():
         tracking.connect(tracking.SEARCH_EXPERIMENT)
         study = open_study(params, dataset, open_storage())
-        died = retry_dead(study, set(), 0) if not storage_url() else 0
+        died = retry_dead(study, set(), 0)
         done = finished(study.get_trials(deepcopy=False))
         missing = params.search.n_trials - len(done)
         print(f"study {study.study_name}: {len(done)} of {params.search.n_trials} trials done", end="")
@@ -153,8 +153,7 @@ def _run_trials(study: optuna.Study, params: Params, dataset: Mapping[str, Any],
             f"{kept} of {params.search.n_trials} trials are kept, and the same command carries on"
         ) from None
     finally:
-        if not storage_url():
-            retry_dead(study, set(), 0)
+        retry_dead(study, set(), 0)
     missing = params.search.n_trials - len(finished(study.get_trials(deepcopy=False)))
     if missing > 0:
         raise SearchError(
@@ -236,8 +235,7 @@ def _watch(study: optuna.Study, processes: Sequence[BaseProcess], params: Params
                 if process not in alive and process.exitcode and process.name not in reported:
                     reported.add(process.name)
                     _say(bar, f"warning: a worker {_ending(process)}, {len(alive)} left; its trial is run again")
-            if not storage_url():
-                retry_dead(study, {process.name for process in alive}, NAMING_SECONDS)
+            retry_dead(study, {process.name for process in alive}, NAMING_SECONDS)
             _show_ended(study, shown, bar)
             require_hope(study, failures_before)
             if not alive:
