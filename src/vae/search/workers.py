@@ -40,7 +40,7 @@ from vae.search.study import (
 )
 from vae.search.trial import Worker, failures, require_hope
 
-STOP_SECONDS = 8.0  # for workers to end after Ctrl-C, before they are killed
+STOP_SECONDS = 5.0  # for workers to end after Ctrl-C, before they are killed; all of it is promised within ten
 NAMING_SECONDS = 10.0  # within which a worker has surely put its name to a trial that it took
 GIGABYTES_PER_WORKER = 1.5
 
