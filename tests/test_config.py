@@ -103,7 +103,7 @@ def test_mirrors_that_are_allowed(load, url):
         ("model: {hidden_dims: [64, 0]}", "model.hidden_dims.1", "0", "greater than or equal to 1"),
         ("model: {hidden_dims: [0]}", "model.hidden_dims.0", "0", "greater than or equal to 1"),
         ("model: {hidden_dims: 64}", "model.hidden_dims", "64", "tuple|list"),
-        ("model: {activation: swish}", "model.activation", "'swish'", "'silu', 'relu', 'gelu' or 'tanh'"),
+        ("model: {activation: swish}", "model.activation", "'swish'", "'silu', 'relu', 'gelu', 'tanh' or 'glu'"),
         ("model: {decoder_skip: 1}", "model.decoder_skip", "1", "valid boolean"),
         (
             "model: {initialization: he}",
@@ -238,7 +238,7 @@ def test_flat_names_every_parameter_once():
         ("{epochs: [1, 2]}", "epochs can't be searched: search.epochs says how long a trial trains"),
         ("{latent_dim: {low: 0, high: 8}}", "latent_dim is 0, allowed is greater than or equal to 1"),
         ("{latent_dim: {low: 1.5, high: 8}}", "latent_dim is 1.5, allowed is a valid integer"),
-        ("{activation: [silu, swish]}", "activation is 'swish', allowed is 'silu', 'relu', 'gelu' or 'tanh'"),
+        ("{activation: [silu, swish]}", "activation is 'swish', allowed is 'silu', 'relu', 'gelu', 'tanh' or 'glu'"),
         ("{activation: {low: 1, high: 2}}", "activation is 1, allowed is 'silu'"),
         ("{hidden_dims: [[64], [64, 0]]}", "hidden_dims.1 is 0, allowed is greater than or equal to 1"),
         ("{beta: {min: 1, max: 2}}", "beta is {'min': 1, 'max': 2}, allowed is a list of values, or a range such as"),

@@ -61,7 +61,7 @@ def test_gradients_reach_every_weight(model):
 
 def test_the_output_bias_makes_an_untrained_decoder_start_from_the_mean_image(model):
     mean = torch.linspace(0.05, 0.95, 784)
-    model.set_output_bias(mean)
+    model.start_from(mean.expand(3, -1))
     torch.testing.assert_close(model.output_bias.sigmoid(), mean)
     zero_weights = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
     zero_weights["decoder.output_bias" if "decoder.output_bias" in zero_weights else "decoder.head.bias"] = (
@@ -72,7 +72,7 @@ def test_the_output_bias_makes_an_untrained_decoder_start_from_the_mean_image(mo
 
 
 def test_pixels_that_are_always_black_get_a_finite_bias(model):
-    model.set_output_bias(torch.tensor([0.0, 1.0]).repeat(392))
+    model.start_from(torch.tensor([0, 255], dtype=torch.uint8).repeat(392)[None])
     assert model.output_bias.isfinite().all()
 
 

@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 from conftest import ROOT
 from vae import tracking
 from vae.config import load_params
-from vae.data import load, split_validation, to_float
+from vae.data import load, split_validation
 from vae.device import resolve
 from vae.errors import ConfigError, DivergedError, SearchError
 from vae.model import VAE
@@ -191,7 +191,7 @@ def test_params_yaml_is_the_first_trial_and_trained_as_the_train_stage_does(here
     assert trial.params == {"latent_dim": 3, "beta": 2.0, "learning_rate": 0.004}
     train, validation = split_validation(load("data/raw", "train"), params.data.validation_size)
     model = VAE.from_params(params.model, params.seed)
-    model.set_output_bias(to_float(train.images).mean(0))
+    model.start_from(train.images)
     expected = params.replaced({"train.epochs": 2})
     fitted = fit(model, train, validation, expected.train, resolve(params.train), seed=params.seed)
     # −ELBO at β = 1, not the loss that β = 2 trains on

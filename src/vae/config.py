@@ -17,11 +17,13 @@ DatasetName = Literal["MNIST", "FashionMNIST", "KMNIST"]
 Source = Literal["auto", "mirror", "directory", "bundled"]
 Binarization = Literal["dynamic", "static", "threshold", "none"]
 Architecture = Literal["mlp", "conv"]
-Activation = Literal["silu", "relu", "gelu", "tanh"]
+Activation = Literal["silu", "relu", "gelu", "tanh", "glu"]
+PriorName = Literal["standard", "gaussian_mixture", "vampprior"]
 Initialization = Literal["default", "xavier", "kaiming", "orthogonal"]
 LRSchedule = Literal["constant", "step", "cosine", "one_cycle"]
 DeviceName = Literal["auto", "cpu", "mps", "cuda"] | Annotated[str, Field(pattern=r"^cuda:\d+$")]
 Precision = Literal["auto", "fp32", "bf16"]
+TrainObjective = Literal["elbo", "iwae"]
 Objective = Literal["elbo", "rate_distortion"]
 Pruner = Literal["median", "hyperband", "none"]
 
@@ -79,19 +81,34 @@ class ModelParams(Section):
     latent_dim: PositiveInt = 32
     """Latent dimensions."""
     activation: Activation = "silu"
-    """The nonlinearity between layers."""
+    """The nonlinearity between layers; glu is a gated linear unit (`mlp`)."""
     residual: bool = True
     """Add a layer's input to its output where the widths are equal."""
     decoder_skip: bool = False
     """Feed the latents to every layer of the decoder, not only to its first (`mlp`)."""
     initialization: Initialization = "default"
     """How the weights are drawn: PyTorch's own way, or one that sets biases to 0."""
+    prior: PriorName = "standard"
+    """p(z): a standard normal, or a learned mixture; of a second layer's latents where there is one."""
+    prior_components: PositiveInt = 500
+    """How many normal distributions a mixture has."""
+    top_latent_dim: PositiveInt | None = None
+    """Latent dimensions of a second stochastic layer above the first; null: there is none."""
+    top_hidden_dims: Annotated[tuple[PositiveInt, ...], Field(min_length=1, strict=False)] = (256, 256)
+    """Layer widths from the first layer's latents to the second's; the way back mirrors them."""
 
     @model_validator(mode="after")
-    def _skips_are_those_of_an_mlp(self) -> Self:
+    def _some_things_are_those_of_an_mlp(self) -> Self:
         if self.decoder_skip and self.architecture != "mlp":
             raise ValueError(f"decoder_skip is for architecture 'mlp', not '{self.architecture}'")
+        if self.activation == "glu" and self.architecture != "mlp":
+            raise ValueError(f"activation 'glu' is for architecture 'mlp', not '{self.architecture}'")
         return self
+
+    @property
+    def kl_is_exact(self) -> bool:
+        """Whether the KL has a closed form, dimension by dimension; otherwise it is estimated from samples."""
+        return self.prior == "standard" and not self.top_latent_dim
 
 
 class TrainParams(Section):
@@ -109,10 +126,18 @@ class TrainParams(Section):
     """Adam's L2 penalty."""
     max_grad_norm: PositiveFloat | None = None
     """Clip the gradient's norm to this; null: don't."""
+    objective: TrainObjective = "elbo"
+    """What is maximised: the ELBO, or the importance-weighted bound."""
+    importance_samples: PositiveInt = 1
+    """Posterior samples an image: the ELBO's are averaged, the importance-weighted bound's are combined."""
+    doubly_reparameterized: bool = False
+    """Train the encoder with the importance-weighted bound's gradient of less variance (DReG)."""
     beta: NonNegativeFloat = 1.0
     """Weight of the KL."""
     kl_warmup_epochs: Annotated[int, Field(ge=0)] = 0
     """Epochs in which that weight rises linearly to beta."""
+    kl_cycles: PositiveInt = 1
+    """How often it does: the training is divided into that many cycles, each with such a rise."""
     free_bits: NonNegativeFloat = 0.0
     """Nats per latent dimension below which the KL isn't pressed further."""
     early_stopping_patience: PositiveInt | None = None
@@ -125,6 +150,24 @@ class TrainParams(Section):
     """Compile the training step; auto does on CUDA."""
     mmd: NonNegativeFloat = 0.0
     """Weight of the squared MMD between posterior samples and prior in the loss, in nats; 0: none is computed."""
+
+    @model_validator(mode="after")
+    def _the_bound_allows_it(self) -> Self:
+        if self.doubly_reparameterized and self.objective != "iwae":
+            raise ValueError("doubly_reparameterized is for objective 'iwae'")
+        if self.free_bits and self.objective != "elbo":
+            raise ValueError("free_bits is for objective 'elbo': the importance-weighted bound has no KL term")
+        if self.mmd and self.objective != "elbo":
+            raise ValueError("mmd is for objective 'elbo'")
+        return self
+
+
+def check_together(model: ModelParams, train: TrainParams) -> None:
+    """Raise ValueError where `model` can't be trained as `train` says."""
+    if train.free_bits and not model.kl_is_exact:
+        raise ValueError("train.free_bits needs a KL for each dimension: model.prior 'standard', no top_latent_dim")
+    if train.doubly_reparameterized and model.top_latent_dim:
+        raise ValueError("train.doubly_reparameterized is for models without top_latent_dim")
 
 
 class EvaluateParams(Section):
@@ -246,7 +289,8 @@ class Params(Section):
     search: SearchParams = SearchParams()
 
     @model_validator(mode="after")
-    def _bundled_is_mnist(self) -> Self:
+    def _sections_agree(self) -> Self:
+        check_together(self.model, self.train)
         if self.data.source == "bundled" and self.data.dataset != "MNIST":
             raise ValueError(f"data.source 'bundled' holds MNIST only, not {self.data.dataset}")
         return self

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from vae.config import EvaluateParams, Params
 from vae.data import to_float
 from vae.model import VAE
-from vae.objective import bernoulli_nll, gaussian_kl, importance_weighted_bound, normal_log_density
+from vae.objective import bernoulli_nll, importance_weighted_bound
 
 ACTIVE_UNIT_VARIANCE = 0.01  # Burda et al. 2016, section 5.2
 
@@ -87,13 +87,14 @@ def evaluate(
     for batch in tqdm(batches, "evaluate", disable=None if progress else True, leave=False, unit="batch"):
         x = to_float(batch)
         mu, logvar = model.encode(x)
-        log_likelihood, log_weights = importance_samples(model, x, mu, logvar, params, generator)
-        rows.append(torch.stack([-log_likelihood.mean(-1), -importance_weighted_bound(log_weights)], 1).cpu())
+        log_likelihood, log_ratio = importance_samples(model, x, mu, logvar, params, generator)
+        kl = exact_kl(model, mu, logvar) if model.params.kl_is_exact else log_ratio.mean(-1)
+        nll = -importance_weighted_bound(log_likelihood - log_ratio)
+        rows.append(torch.stack([-log_likelihood.mean(-1), kl, nll], 1).double().cpu())
         mus.append(mu.cpu())
         logvars.append(logvar.cpu())
     mu, logvar = torch.cat(mus), torch.cat(logvars)
-    reconstruction, nll = torch.cat(rows).double().unbind(1)
-    kl = gaussian_kl(mu.double(), logvar.double()).sum(1)
+    reconstruction, kl, nll = torch.cat(rows).unbind(1)
     table = pd.DataFrame(
         {
             "label": labels.cpu().numpy(),
@@ -109,21 +110,24 @@ def evaluate(
 def importance_samples(
     model: VAE, x: Tensor, mu: Tensor, logvar: Tensor, params: EvaluateParams, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """log p(x|z_k) and log weights log p(x, z_k) − log q(z_k|x) of K posterior samples: [B, K] each.
+    """log p(x|z_k) and log q(z_k|x) − log p(z_k) of K posterior samples: [B, K] each.
 
     The posterior is encoded once an image; at most `chunk_size` latents are decoded at a time.
     """
-    log_likelihoods, log_weights = [], []
+    mu, logvar, x = mu[:, None], logvar[:, None], x[:, None]
+    log_likelihoods, log_ratios = [], []
     remaining = params.importance_samples
-    zero = torch.zeros((), device=x.device)
     while remaining:
         samples = min(remaining, max(1, params.chunk_size // len(x)))
-        noise = torch.randn(len(x), samples, mu.shape[1], generator=generator, device=x.device)
-        z = model.reparameterize(mu[:, None], logvar[:, None], noise)
-        log_likelihood = -bernoulli_nll(model.decode(z), x[:, None])
-        log_prior = normal_log_density(z, zero, zero)
-        log_posterior = normal_log_density(z, mu[:, None], logvar[:, None])
-        log_likelihoods.append(log_likelihood)
-        log_weights.append(log_likelihood + log_prior - log_posterior)
+        noise = torch.randn(len(x), samples, model.noise_dim, generator=generator, device=x.device)
+        z = model.reparameterize(mu, logvar, noise)
+        log_likelihoods.append(-bernoulli_nll(model.decode(z), x))
+        log_ratios.append(model.prior.log_ratio(mu, logvar, z, model.prior_noise(noise)))
         remaining -= samples
-    return torch.cat(log_likelihoods, -1), torch.cat(log_weights, -1)
+    return torch.cat(log_likelihoods, -1), torch.cat(log_ratios, -1)
+
+
+def exact_kl(model: VAE, mu: Tensor, logvar: Tensor) -> Tensor:
+    """The KL of posteriors [B, L] in closed form, [B]."""
+    mu, logvar = mu.double(), logvar.double()
+    return model.prior.kl(mu, logvar, mu, mu[..., :0]).sum(-1)

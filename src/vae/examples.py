@@ -93,7 +93,6 @@ class VAEExamples:
         self.targets = Split(binarize_once(test.images, "dynamic"), test.labels)
         # For the NLL, spread over all of them: MNIST's first test images are easier than the rest.
         self.some = slice(None, None, max(1, len(test) // self.scale.nll_images))
-        self.mean_image = to_float(self.train.images).mean(0)
 
     def example_1_basic_training(self) -> Example:
         """One network, twice as long as the others: its curves, figures and pictures."""
@@ -198,7 +197,7 @@ class VAEExamples:
         network = {key: options.pop(key) for key in list(options) if key in ModelParams.model_fields}
         epochs = options.pop("epochs")
         model = VAE.from_params(ModelParams(**network), seed)
-        model.set_output_bias(self.mean_image)
+        model.start_from(self.train.images)
         # Compiling takes longer than trainings as short as these.
         trainer = VAETrainer(model, self.device, seed=seed, compile=False, **options)
         history = trainer.train(self.train, self.validation, epochs, progress=False)

@@ -80,8 +80,14 @@ def _kernel(a: Tensor, b: Tensor) -> Tensor:
     return torch.exp(-squared_distance.clamp(min=0) / a.shape[1] ** 2)
 
 
-def beta_at(epoch: int, beta: float, warmup_epochs: int) -> float:
-    """β in `epoch` (from 1) under linear warm-up: β · min(1, epoch / warmup_epochs)."""
+def beta_at(epoch: int, beta: float, warmup_epochs: int, cycle_epochs: int | None = None) -> float:
+    """β in `epoch` (from 1) under linear warm-up: β · min(1, epoch / warmup_epochs).
+
+    With `cycle_epochs` the warm-up begins anew with each cycle (Fu et al. 2019, eq. 6 with R = warmup / cycle; here β
+    is never 0: an epoch has the value that theirs reaches at its end).
+    """
+    if cycle_epochs:
+        epoch = (epoch - 1) % cycle_epochs + 1
     return beta * min(1.0, epoch / warmup_epochs) if warmup_epochs else beta
 
 
@@ -91,3 +97,17 @@ def importance_weighted_bound(log_weights: Tensor) -> Tensor:
     Burda et al. 2016, eq. 8: the ELBO at K = 1, rising to log p(x) as K grows.
     """
     return torch.logsumexp(log_weights, -1) - math.log(log_weights.shape[-1])
+
+
+def doubly_reparameterized_bound(log_weights: Tensor, z: Tensor) -> Tensor:
+    """The importance-weighted bound with the DReG gradient (Tucker et al. 2019, eq. 8): [..., K] -> [...].
+
+    In `log_weights` the density log q(z|x) must be that of detached parameters, so that the encoder's gradient comes
+    through the samples `z` [..., K, L] alone, each with its normalized weight squared; the decoder's and prior's is the
+    usual one. Adds a hook to `z`.
+    """
+    weights = log_weights.detach().softmax(-1)
+    if z.requires_grad:
+        z.register_hook(lambda gradient: gradient * weights.unsqueeze(-1))
+    surrogate = (weights * log_weights).sum(-1)
+    return surrogate + (importance_weighted_bound(log_weights) - surrogate).detach()

@@ -11,7 +11,7 @@ import pandas as pd
 
 from vae import tracking
 from vae.config import Params
-from vae.data import load, split_validation, to_float
+from vae.data import load, split_validation
 from vae.device import Hardware, resolve
 from vae.files import sha256, write_atomically
 from vae.model import VAE
@@ -40,7 +40,7 @@ def tracked_training(
     hardware = resolve(params.train)
     train, validation = split_validation(load(raw, "train"), params.data.validation_size)
     model = VAE.from_params(params.model, params.seed)
-    model.set_output_bias(to_float(train.images).mean(0))
+    model.start_from(train.images)
     tracking.connect()
     print(f"{dataset['name']}: {len(train):,} to train on, {len(validation):,} to validate; {hardware}")
 

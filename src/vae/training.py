@@ -5,7 +5,7 @@ It knows neither MLflow nor files: it calls `on_epoch(record)`, and tracking, pr
 
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +15,22 @@ from torch.optim import Adam, Optimizer, lr_scheduler
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from vae.config import Binarization, TrainParams
-from vae.data import Split, binarize_once, image_batch, sample_binary, to_float
+from vae.batches import Resident, Streamed, all_images
+from vae.checkpoints import Checkpoints, State
+from vae.config import Binarization, TrainParams, check_together
+from vae.data import Split, binarize_once, to_float
 from vae.device import Hardware
-from vae.errors import ConfigError, DataError, DivergedError
+from vae.errors import ConfigError, DivergedError
 from vae.model import VAE
-from vae.objective import bernoulli_nll, beta_at, gaussian_kl, mmd, weighted_kl
+from vae.objective import (
+    bernoulli_nll,
+    beta_at,
+    doubly_reparameterized_bound,
+    importance_weighted_bound,
+    mmd,
+    weighted_kl,
+)
+from vae.prior import Prior
 
 EVALUATION_BATCH = 1024  # images at a time where no gradients are kept
 
@@ -55,94 +65,65 @@ def fit(
     progress: bool = False,
     optimizer: Optimizer | None = None,
     scheduler: lr_scheduler.LRScheduler | lr_scheduler.ReduceLROnPlateau | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> Fitted:
     """Train `model` in place and leave it with the weights of its best epoch.
 
-    Best is the lowest validation −ELBO at β = 1, whatever β is trained with. Each epoch's record holds
-    `train/…` and `val/…` figures in nats per image; `improved` in it is 1 where the model is the best so far.
+    Best is the lowest validation −ELBO at β = 1, whatever β is trained with; with the importance-weighted bound, the
+    highest such bound (`criterion`). Each epoch's record holds `train/…` and `val/…` figures in nats per image;
+    `improved` in it is 1 where the model is the best so far.
     The same seed, machine and thread count give the same weights, bit for bit.
+
+    With `checkpoints`, every epoch leaves one, and a training that finds one there goes on from it: to the same
+    weights as if it hadn't been interrupted. `on_epoch` is called for the epochs that are left.
 
     A DataLoader brings its own order, batch size and transforms; `params.batch_size` is that of a Split. Without an
     `optimizer` of yours it is Adam, and `params` say its learning rate and schedule; a `scheduler` of yours moves
     once an epoch.
 
     Raises DivergedError at the end of the first epoch with a loss that isn't finite, before `on_epoch` sees it;
-    DataError where there are no images, or not such as `vae.data.image_batch` takes.
+    DataError where there are no images, or not such as `vae.data.image_batch` takes; ConfigError where the model can't
+    be trained as `params` say.
     """
+    try:
+        check_together(model.params, params)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     model.to(hardware.device)
     loop = _Loop(model, train, params, hardware, binarization, seed, optimizer, scheduler)
-    targets = binarize_once(_images(validation, model.input_dim), binarization).to(hardware.device)
+    targets = binarize_once(all_images(validation, model.input_dim), binarization).to(hardware.device)
+    key, patience = criterion(params), params.early_stopping_patience
     history: list[Record] = []
     best_epoch, best_weights = 0, model.state_dict()
-    for epoch in range(1, params.epochs + 1):
+    if checkpoints and (state := checkpoints.load(hardware.device)):
+        loop.load_state_dict(state["loop"])
+        history, best_epoch, best_weights = state["history"], state["best_epoch"], state["best_weights"]
+    for epoch in range(len(history) + 1, params.epochs + 1):
+        if patience and len(history) - best_epoch >= patience:
+            break
         record = {"epoch": epoch, **loop.run_epoch(epoch, progress)}
-        record |= {f"val/{name}": value for name, value in validate(model, targets, hardware).items()}
+        started = time.perf_counter()
+        figures = validate(model, targets, hardware, params.importance_samples if params.objective == "iwae" else 0)
+        record |= {f"val/{name}": value for name, value in figures.items()}
+        record["val/seconds"] = time.perf_counter() - started
         _require_finite(record, epoch)
-        improved = not best_epoch or record["val/neg_elbo"] < history[best_epoch - 1]["val/neg_elbo"]
+        improved = not best_epoch or record[key] < history[best_epoch - 1][key]
         history.append(record | {"improved": int(improved)})
         if improved:
             best_epoch, best_weights = epoch, copy.deepcopy(model.state_dict())
-        loop.end_epoch(record["val/neg_elbo"])
+        loop.end_epoch(record[key])
         if on_epoch:
             on_epoch(history[-1])
-        if params.early_stopping_patience and epoch - best_epoch >= params.early_stopping_patience:
-            break
+        if checkpoints:
+            best = {"best_epoch": best_epoch, "best_weights": best_weights}
+            checkpoints.save(epoch, {"loop": loop.state_dict(), "history": history, **best})
     model.load_state_dict(best_weights)
     return Fitted(history, best_epoch)
 
 
-def _images(part: Split | DataLoader[Any], input_dim: int) -> Tensor:
-    """All images of a split or a loader, [N, D]. Raises DataError where there are none."""
-    images = [part.images] if isinstance(part, Split) else [image_batch(batch, input_dim) for batch in part]
-    if not sum(map(len, images)):
-        raise DataError("there are no images to train or validate on")
-    return torch.cat(images)
-
-
-class _Resident:
-    """Images kept on the device, where they are shuffled and binarized: no step waits for the host."""
-
-    def __init__(self, images: Tensor, batch_size: int, binarization: Binarization, generator: torch.Generator) -> None:
-        self.dynamic = binarization == "dynamic"
-        images = images if self.dynamic else binarize_once(images, binarization)
-        self.images, self.batch_size, self.generator = images.to(generator.device), batch_size, generator
-
-    def __len__(self) -> int:
-        return -(-len(self.images) // self.batch_size)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        order = torch.randperm(len(self.images), generator=self.generator, device=self.images.device)
-        for index in order.split(self.batch_size):
-            images = self.images.index_select(0, index)  # on the CPU, ten times faster than self.images[index]
-            yield to_float(sample_binary(images, self.generator) if self.dynamic else images)
-
-
-class _Streamed:
-    """A DataLoader's batches, checked and moved to the device one by one."""
-
-    def __init__(
-        self, loader: DataLoader[Any], input_dim: int, binarization: Binarization, generator: torch.Generator
-    ) -> None:
-        self.loader, self.input_dim, self.binarization, self.generator = loader, input_dim, binarization, generator
-        if binarization == "static":
-            raise ConfigError("'static' binarizes a whole data set once, which a DataLoader's batches don't let it")
-        try:
-            steps = len(loader)
-        except TypeError:
-            raise DataError("the DataLoader must have a length: an IterableDataset needs __len__") from None
-        if not steps:
-            raise DataError("the DataLoader yields nothing to train on")
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        for batch in self.loader:
-            images = image_batch(batch, self.input_dim).to(self.generator.device, non_blocking=True)
-            if self.binarization == "dynamic":
-                yield to_float(sample_binary(images, self.generator))
-            else:
-                yield to_float(binarize_once(images, self.binarization))
+def criterion(params: TrainParams) -> str:
+    """The figure in a record that is lowest in the best epoch."""
+    return "val/neg_bound" if params.objective == "iwae" else "val/neg_elbo"
 
 
 class _Loop:
@@ -162,9 +143,9 @@ class _Loop:
         self.model, self.params, self.hardware = model, params, hardware
         self.generator = torch.Generator(hardware.device).manual_seed(seed)
         self.batches = (
-            _Resident(_images(train, model.input_dim), params.batch_size, binarization, self.generator)
+            Resident(all_images(train, model.input_dim), params.batch_size, binarization, self.generator)
             if isinstance(train, Split)
-            else _Streamed(train, model.input_dim, binarization, self.generator)
+            else Streamed(train, model.input_dim, binarization, self.generator)
         )
         self.optimizer = optimizer or Adam(
             model.parameters(), lr=params.learning_rate, weight_decay=params.weight_decay, fused=True
@@ -177,17 +158,37 @@ class _Loop:
         self.step = _step_function(model, params, hardware)
         self.last_epoch: Record = {}
 
-    def end_epoch(self, neg_elbo: float) -> None:
-        """Move a scheduler of the caller's; one that waits for a plateau looks at the validation −ELBO."""
+    def state_dict(self) -> State:
+        """Weights, optimiser, schedules and random states."""
+        return {
+            **{name: part.state_dict() for name, part in self._parts().items()},
+            "generator": self.generator.get_state(),
+            "global_generator": torch.get_rng_state(),  # that of someone's DataLoader
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on from what `state_dict` returned."""
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+        self.generator.set_state(state["generator"].cpu())
+        torch.set_rng_state(state["global_generator"].cpu())
+
+    def _parts(self) -> dict[str, Any]:
+        parts = {"model": self.model, "optimizer": self.optimizer, "schedule": self.schedule, "own": self.scheduler}
+        return {name: part for name, part in parts.items() if part}
+
+    def end_epoch(self, score: float) -> None:
+        """Move a scheduler of the caller's; one that waits for a plateau looks at the validation's `score`."""
         if isinstance(self.scheduler, lr_scheduler.ReduceLROnPlateau):
-            self.scheduler.step(neg_elbo)
+            self.scheduler.step(score)
         elif self.scheduler:
             self.scheduler.step()
 
     def run_epoch(self, epoch: int, progress: bool) -> Record:
         """Train one epoch; the figures are means over its images, as the weights were when each was seen."""
         started = time.perf_counter()
-        beta = beta_at(epoch, self.params.beta, self.params.kl_warmup_epochs)
+        cycle = -(-self.params.epochs // self.params.kl_cycles)
+        beta = beta_at(epoch, self.params.beta, self.params.kl_warmup_epochs, cycle)
         beta_tensor = torch.tensor(beta, device=self.hardware.device)
         sums = torch.zeros(len(self.batches), 3, device=self.hardware.device)
         count = 0
@@ -220,10 +221,10 @@ class _Loop:
         }
 
     def _train_step(self, x: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        shape = (len(x), self.model.params.latent_dim)
+        shape = (len(x), self.params.importance_samples, self.model.noise_dim)
         noise = torch.randn(shape, generator=self.generator, device=self.hardware.device)
         # Drawn only where it is used: other trainings see the same noise as if there were no such term.
-        prior = torch.randn(shape, generator=self.generator, device=noise.device) if self.params.mmd else None
+        prior = self._prior_draws(len(x)) if self.params.mmd else None
         loss, reconstruction, kl = self.step(x, noise, beta, prior)
         self.optimizer.zero_grad()
         loss.backward()
@@ -234,20 +235,26 @@ class _Loop:
             self.schedule.step()
         return loss.detach(), reconstruction.detach(), kl.detach()
 
+    @torch.no_grad()
+    def _prior_draws(self, n: int) -> Tensor:
+        return self.model.prior.sample(n, self.generator, self.hardware.device)
+
 
 def _step_function(model: VAE, params: TrainParams, hardware: Hardware) -> Step:
     """(x, noise, beta, prior draws or None) -> loss, reconstruction, KL: means over the batch. Random draws and β
     come in from outside, so that it compiles to one graph without state."""
 
+    terms = _elbo_terms if params.objective == "elbo" else _importance_weighted_terms
+
     def step(x: Tensor, noise: Tensor, beta: Tensor, prior: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         with hardware.autocast():
-            logits, mu, logvar = model(x, noise)
-        kl = gaussian_kl(mu, logvar)
-        reconstruction = bernoulli_nll(logits, x).mean()
-        loss = reconstruction + weighted_kl(kl, beta, params.free_bits)
+            mu, logvar = (part.unsqueeze(1) for part in model.encode(x))
+            z = model.reparameterize(mu, logvar, noise)
+            nll = bernoulli_nll(model.decode(z), x.unsqueeze(1))
+            loss, kl = terms(params, model.prior, (mu, logvar, z, model.prior_noise(noise)), nll, beta)
         if prior is not None:
-            loss = loss + params.mmd * mmd(model.reparameterize(mu, logvar, noise), prior)
-        return loss, reconstruction, kl.sum(1).mean()
+            loss = loss + params.mmd * mmd(z[:, 0], prior)
+        return loss, nll.mean(), kl
 
     if not hardware.compile:
         return step
@@ -257,6 +264,29 @@ def _step_function(model: VAE, params: TrainParams, hardware: Hardware) -> Step:
     mode = "reduce-overhead" if hardware.device.type == "cuda" else "default"
     compiled: Step = torch.compile(step, mode=mode, dynamic=False)
     return compiled
+
+
+Draws = tuple[Tensor, Tensor, Tensor, Tensor]  # mean and log-variance [B, 1, L], samples [B, K, L], the prior's noise
+
+
+def _elbo_terms(params: TrainParams, prior: Prior, draws: Draws, nll: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+    """Loss and KL of the ELBO, means over images and samples; `nll` is −log p(x|z), [B, K]."""
+    kl = prior.kl(*draws).mean(1)
+    return nll.mean() + weighted_kl(kl, beta, params.free_bits), kl.sum(1).mean()
+
+
+def _importance_weighted_terms(
+    params: TrainParams, prior: Prior, draws: Draws, nll: Tensor, beta: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Loss and KL of the importance-weighted bound, whose log weights are −nll − β · (log q(z|x) − log p(z))."""
+    mu, logvar, z, noise = draws
+    if params.doubly_reparameterized:
+        ratio = prior.log_ratio(mu.detach(), logvar.detach(), z, noise)
+        bound = doubly_reparameterized_bound(-nll - beta * ratio, z)
+    else:
+        ratio = prior.log_ratio(mu, logvar, z, noise)
+        bound = importance_weighted_bound(-nll - beta * ratio)
+    return -bound.mean(), ratio.mean()
 
 
 def _schedule(optimizer: Optimizer, params: TrainParams, total_steps: int) -> lr_scheduler.LRScheduler:
@@ -273,22 +303,34 @@ def _schedule(optimizer: Optimizer, params: TrainParams, total_steps: int) -> lr
 
 
 @torch.no_grad()
-def validate(model: VAE, targets: Tensor, hardware: Hardware) -> Record:
+def validate(model: VAE, targets: Tensor, hardware: Hardware, importance_samples: int = 0) -> Record:
     """Reconstruction, KL and −ELBO at β = 1 over binarized `targets` (uint8 [N, D]), nats per image.
 
+    With `importance_samples`, these are means over so many, and `neg_bound` is the negative importance-weighted bound.
     The same posterior noise each time, so that epochs differ by their weights only.
     """
     model.eval()
     generator = torch.Generator(targets.device).manual_seed(0)
-    sums = torch.zeros(2, dtype=torch.float64, device="cpu" if targets.device.type == "mps" else targets.device)
-    for batch in targets.split(EVALUATION_BATCH):
+    samples = importance_samples or 1
+    sums = torch.zeros(3, dtype=torch.float64, device="cpu" if targets.device.type == "mps" else targets.device)
+    for batch in targets.split(max(1, EVALUATION_BATCH // samples)):
         x = to_float(batch)
-        noise = torch.randn(len(x), model.params.latent_dim, generator=generator, device=x.device)
+        noise = torch.randn(len(x), samples, model.noise_dim, generator=generator, device=x.device)
         with hardware.autocast():
-            logits, mu, logvar = model(x, noise)
-        sums += torch.stack([bernoulli_nll(logits, x).sum(), gaussian_kl(mu, logvar).sum()]).to(sums.device)
-    reconstruction, kl = (sums / len(targets)).tolist()
-    return {"reconstruction": reconstruction, "kl": kl, "neg_elbo": reconstruction + kl}
+            mu, logvar = (part.unsqueeze(1) for part in model.encode(x))
+            z = model.reparameterize(mu, logvar, noise)
+            nll = bernoulli_nll(model.decode(z), x.unsqueeze(1))
+            kl = model.prior.kl(mu, logvar, z, model.prior_noise(noise)).mean(1)
+            bound = nll.new_zeros(())
+            if importance_samples:
+                ratio = model.prior.log_ratio(mu, logvar, z, model.prior_noise(noise))
+                bound = importance_weighted_bound(-nll - ratio)
+        sums += torch.stack([nll.mean(1).sum(), kl.sum(), bound.sum()]).to(sums.device)
+    reconstruction, kl, bound = (sums / len(targets)).tolist()
+    figures = {"reconstruction": reconstruction, "kl": kl, "neg_elbo": reconstruction + kl}
+    if importance_samples:
+        figures["neg_bound"] = -bound
+    return figures
 
 
 def _require_finite_steps(sums: Tensor, epoch: int) -> None:

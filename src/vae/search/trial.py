@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from vae import tracking
 from vae.config import Params
-from vae.data import load, split_validation, to_float
+from vae.data import load, split_validation
 from vae.device import Hardware, resolve
 from vae.errors import SearchError
 from vae.model import VAE
@@ -41,7 +41,6 @@ class Worker:
     def __init__(self, params: Params, dataset: Mapping[str, Any], folder: Path, name: str, number: int) -> None:
         self.params, self.name = params, name
         self.train, self.validation = split_validation(load(folder, "train"), params.data.validation_size)
-        self.mean_image = to_float(self.train.images).mean(0)
         self.storage = open_storage()
         self.study = open_study(params, dataset, self.storage, number)
         self.failures_before = failures(self.study)
@@ -125,7 +124,7 @@ class Worker:
                     raise optuna.TrialPruned
 
         model = VAE.from_params(params.model, params.seed)
-        model.set_output_bias(self.mean_image)
+        model.start_from(self.train.images)
         return fit(
             model,
             self.train,
