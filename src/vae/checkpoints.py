@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -45,11 +46,8 @@ class Checkpoints:
         return None
 
     def delete(self) -> None:
-        """Delete all of them: the training has ended."""
-        for path in self._newest_first():
-            path.unlink(missing_ok=True)
-        if self.folder.is_dir() and not any(self.folder.iterdir()):
-            self.folder.rmdir()
+        """Delete the folder: the training has ended, and its results are on the disk."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _path(self, epoch: int) -> Path:
         return self.folder / f"{epoch:06d}.pt"

@@ -19,6 +19,7 @@ from vae.errors import DataError, VAEError
 # gives reconstruction and KL; as many as an NLL needs take minutes without a GPU, with convolutions hours.
 DEFAULTS = Params().replaced({"data.validation_size": 0.05, "evaluate.importance_samples": 1})
 WITHOUT_FLAGS = {"search"}
+LONG_FLAGS = {"train.importance_samples"}  # with the section's name: evaluate has one, too
 WEIGHTS = "vae_model_final.safetensors"
 
 KINDS = {"integer": "an integer", "number": "a number", "boolean": "true or false", "string": "text", "null": "null"}
@@ -137,7 +138,7 @@ def _add_flag(parser: argparse._ActionsContainer, name: str, schema: Schema, def
         options |= {"type": _scalar, "metavar": schema.get("items", schema).get("type", "value").upper()}
     if schema.get("type") == "array":
         options["nargs"] = "+" if schema.get("minItems") else "*"
-    parser.add_argument(*_spellings(name.rpartition(".")[2]), **options)
+    parser.add_argument(*_spellings(_flag(name)), **options)
 
 
 def allowed(schema: Schema) -> str:
@@ -151,6 +152,11 @@ def allowed(schema: Schema) -> str:
     pattern = f" like {schema['pattern']}" if "pattern" in schema else ""
     bounds = [f"{sign} {schema[key]}" for key, sign in BOUNDS.items() if key in schema]
     return " ".join([KINDS[schema["type"]] + pattern, " and ".join(bounds)]).strip()
+
+
+def _flag(name: str) -> str:
+    """What follows the two dashes for the parameter with this dotted name."""
+    return name.replace(".", "_") if name in LONG_FLAGS else name.rpartition(".")[2]
 
 
 def _spellings(name: str) -> list[str]:
@@ -175,7 +181,7 @@ def _scalar(text: str) -> Any:
 def _as_flags(message: str) -> str:
     """The message with flags where it names parameters, as words of their own: not in a file's path."""
     names = "|".join(map(re.escape, DEFAULTS.flat()))
-    return re.sub(rf"(?<![\w/.-])(?:{names})(?![\w/-])", lambda found: f"--{found[0].rpartition('.')[2]}", message)
+    return re.sub(rf"(?<![\w/.-])(?:{names})(?![\w/-])", lambda found: f"--{_flag(found[0])}", message)
 
 
 if __name__ == "__main__":

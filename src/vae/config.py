@@ -20,6 +20,7 @@ Architecture = Literal["mlp", "conv"]
 Activation = Literal["silu", "relu", "gelu", "tanh", "glu"]
 PriorName = Literal["standard", "gaussian_mixture", "vampprior"]
 Initialization = Literal["default", "xavier", "kaiming", "orthogonal"]
+OptimizerName = Literal["adam", "muon"]
 LRSchedule = Literal["constant", "step", "cosine", "one_cycle"]
 DeviceName = Literal["auto", "cpu", "mps", "cuda"] | Annotated[str, Field(pattern=r"^cuda:\d+$")]
 Precision = Literal["auto", "fp32", "bf16"]
@@ -78,6 +79,8 @@ class ModelParams(Section):
     """Fully connected or convolutional layers."""
     hidden_dims: Annotated[tuple[PositiveInt, ...], Field(min_length=1, strict=False)] = (512, 512)
     """The encoder's layer widths (conv: channels); the decoder mirrors them."""
+    dense_dims: Annotated[tuple[PositiveInt, ...], Field(strict=False)] = ()
+    """Widths of fully connected layers between convolutions and latents (`conv`); the decoder mirrors them."""
     latent_dim: PositiveInt = 32
     """Latent dimensions."""
     activation: Activation = "silu"
@@ -89,18 +92,18 @@ class ModelParams(Section):
     initialization: Initialization = "default"
     """How the weights are drawn: PyTorch's own way, or one that sets biases to 0."""
     prior: PriorName = "standard"
-    """p(z): a standard normal, or a learned mixture; of a second layer's latents where there is one."""
+    """p(z): a standard normal, or a learned mixture."""
     prior_components: PositiveInt = 500
     """How many normal distributions a mixture has."""
-    top_latent_dim: PositiveInt | None = None
-    """Latent dimensions of a second stochastic layer above the first; null: there is none."""
-    top_hidden_dims: Annotated[tuple[PositiveInt, ...], Field(min_length=1, strict=False)] = (256, 256)
-    """Layer widths from the first layer's latents to the second's; the way back mirrors them."""
+    lower_latent_dim: PositiveInt | None = None
+    """Latents of a second stochastic layer, in the decoder (`conv`: at each position); null: there is none."""
 
     @model_validator(mode="after")
     def _some_things_are_those_of_an_mlp(self) -> Self:
         if self.decoder_skip and self.architecture != "mlp":
             raise ValueError(f"decoder_skip is for architecture 'mlp', not '{self.architecture}'")
+        if self.dense_dims and self.architecture != "conv":
+            raise ValueError(f"dense_dims is for architecture 'conv', not '{self.architecture}': say hidden_dims")
         if self.activation == "glu" and self.architecture != "mlp":
             raise ValueError(f"activation 'glu' is for architecture 'mlp', not '{self.architecture}'")
         return self
@@ -108,7 +111,7 @@ class ModelParams(Section):
     @property
     def kl_is_exact(self) -> bool:
         """Whether the KL has a closed form, dimension by dimension; otherwise it is estimated from samples."""
-        return self.prior == "standard" and not self.top_latent_dim
+        return self.prior == "standard" and not self.lower_latent_dim
 
 
 class TrainParams(Section):
@@ -118,12 +121,16 @@ class TrainParams(Section):
     """Passes over the training images."""
     batch_size: PositiveInt = 128
     """Images a training step."""
+    optimizer: OptimizerName = "adam"
+    """What moves the weights; muon is for the matrices, with Adam for the rest."""
     learning_rate: PositiveFloat = 1e-3
     """Where the schedule starts; the peak of one_cycle."""
+    muon_learning_rate: PositiveFloat = 6e-3
+    """The same, of muon."""
     lr_schedule: LRSchedule = "constant"
     """How the learning rate moves, step by step."""
     weight_decay: NonNegativeFloat = 0.0
-    """Adam's L2 penalty."""
+    """Adam's L2 penalty; muon's decoupled decay."""
     max_grad_norm: PositiveFloat | None = None
     """Clip the gradient's norm to this; null: don't."""
     objective: TrainObjective = "elbo"
@@ -165,9 +172,9 @@ class TrainParams(Section):
 def check_together(model: ModelParams, train: TrainParams) -> None:
     """Raise ValueError where `model` can't be trained as `train` says."""
     if train.free_bits and not model.kl_is_exact:
-        raise ValueError("train.free_bits needs a KL for each dimension: model.prior 'standard', no top_latent_dim")
-    if train.doubly_reparameterized and model.top_latent_dim:
-        raise ValueError("train.doubly_reparameterized is for models without top_latent_dim")
+        raise ValueError("train.free_bits needs a KL for each dimension: model.prior 'standard', no lower_latent_dim")
+    if train.doubly_reparameterized and model.lower_latent_dim:
+        raise ValueError("train.doubly_reparameterized is for models without lower_latent_dim")
 
 
 class EvaluateParams(Section):

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from vae.config import EvaluateParams, Params
 from vae.data import to_float
-from vae.model import VAE
+from vae.model import VAE, Encoding
 from vae.objective import bernoulli_nll, importance_weighted_bound
 
 ACTIVE_UNIT_VARIANCE = 0.01  # Burda et al. 2016, section 5.2
@@ -86,8 +86,9 @@ def evaluate(
     batches = targets.split(images_at_once)
     for batch in tqdm(batches, "evaluate", disable=None if progress else True, leave=False, unit="batch"):
         x = to_float(batch)
-        mu, logvar = model.encode(x)
-        log_likelihood, log_ratio = importance_samples(model, x, mu, logvar, params, generator)
+        encoding = model.encoding(x)
+        mu, logvar = encoding.mu, encoding.logvar
+        log_likelihood, log_ratio = importance_samples(model, x, encoding, params, generator)
         kl = exact_kl(model, mu, logvar) if model.params.kl_is_exact else log_ratio.mean(-1)
         nll = -importance_weighted_bound(log_likelihood - log_ratio)
         rows.append(torch.stack([-log_likelihood.mean(-1), kl, nll], 1).double().cpu())
@@ -108,21 +109,20 @@ def evaluate(
 
 
 def importance_samples(
-    model: VAE, x: Tensor, mu: Tensor, logvar: Tensor, params: EvaluateParams, generator: torch.Generator
+    model: VAE, x: Tensor, encoding: Encoding, params: EvaluateParams, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """log p(x|z_k) and log q(z_k|x) − log p(z_k) of K posterior samples: [B, K] each.
 
     The posterior is encoded once an image; at most `chunk_size` latents are decoded at a time.
     """
-    mu, logvar, x = mu[:, None], logvar[:, None], x[:, None]
     log_likelihoods, log_ratios = [], []
     remaining = params.importance_samples
     while remaining:
         samples = min(remaining, max(1, params.chunk_size // len(x)))
         noise = torch.randn(len(x), samples, model.noise_dim, generator=generator, device=x.device)
-        z = model.reparameterize(mu, logvar, noise)
-        log_likelihoods.append(-bernoulli_nll(model.decode(z), x))
-        log_ratios.append(model.prior.log_ratio(mu, logvar, z, model.prior_noise(noise)))
+        draws = model.draw(encoding, noise)
+        log_likelihoods.append(-bernoulli_nll(draws.logits, x[:, None]))
+        log_ratios.append(model.log_ratio(draws))
         remaining -= samples
     return torch.cat(log_likelihoods, -1), torch.cat(log_ratios, -1)
 
@@ -130,4 +130,4 @@ def importance_samples(
 def exact_kl(model: VAE, mu: Tensor, logvar: Tensor) -> Tensor:
     """The KL of posteriors [B, L] in closed form, [B]."""
     mu, logvar = mu.double(), logvar.double()
-    return model.prior.kl(mu, logvar, mu, mu[..., :0]).sum(-1)
+    return model.prior.kl(mu, logvar, mu).sum(-1)

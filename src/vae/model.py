@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, NamedTuple, Self, cast
 
 import safetensors
 import torch
@@ -19,6 +19,7 @@ from vae.config import Architecture, ModelParams, describe
 from vae.data import to_float
 from vae.errors import ConfigError, DataError, WeightsError
 from vae.files import write_atomically
+from vae.ladder import LowerDraws, LowerLayer
 from vae.networks import DECODERS, ENCODERS, initialize
 from vae.prior import VampPrior, make_prior
 
@@ -36,6 +37,24 @@ def slerp(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
     turned = torch.sin((1 - weight) * angle) * directions[0] + torch.sin(weight * angle) * directions[1]
     points: Tensor = turned / angle.sin() * torch.lerp(lengths[0], lengths[1], weight)
     return points
+
+
+class Encoding(NamedTuple):
+    """What the encoder says of images: mean and log-variance of q(z|x), [B, L] each, and its features."""
+
+    mu: Tensor
+    logvar: Tensor
+    features: Tensor
+
+
+class Draws(NamedTuple):
+    """K posterior samples of each image's latents, and their decoding."""
+
+    logits: Tensor  # [B, K, D]
+    z: Tensor  # [B, K, L]
+    mu: Tensor  # [B, 1, L], as the log-variance
+    logvar: Tensor
+    lower: LowerDraws | None  # of a second layer
 
 
 class VAE(nn.Module):
@@ -63,6 +82,7 @@ class VAE(nn.Module):
         self.input_dim = input_dim
         self.encoder = ENCODERS[architecture](input_dim, self.params)
         self.decoder = DECODERS[architecture](input_dim, self.params)
+        self.lower = LowerLayer(input_dim, self.params) if self.params.lower_latent_dim else None
         self.prior = make_prior(self.encode, input_dim, self.params)
         if self.params.initialization != "default":
             initialize(self, self.params.initialization)
@@ -77,46 +97,78 @@ class VAE(nn.Module):
     @property
     def noise_dim(self) -> int:
         """How many standard normal draws a sample of all latents takes: L, and those of a second layer."""
-        return self.params.latent_dim + self.prior.noise_dim
+        return self.params.latent_dim + (self.lower.noise_dim if self.lower else 0)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels [B, D] or [B, 1, 28, 28], in [0, 1] -> the posterior q(z|x)'s mean and log-variance, [B, L] each.
 
         Raises DataError where an image hasn't D pixels.
         """
+        encoding = self.encoding(x)
+        return encoding.mu, encoding.logvar
+
+    def encoding(self, x: Tensor) -> Encoding:
+        """The same with the encoder's features, from which a second layer's posterior is found."""
         if x.ndim < 2 or math.prod(x.shape[1:]) != self.input_dim:
             raise DataError(
                 f"images have shape {tuple(x.shape)}, allowed is (B, ...) with {self.input_dim} pixels each"
             )
-        mu, logvar = self.encoder(x.flatten(1)).float().chunk(2, dim=-1)
-        return mu, logvar
+        features = self.encoder.features(x.flatten(1))
+        mu, logvar = self.encoder.posterior(features).float().chunk(2, dim=-1)
+        return Encoding(mu, logvar, features)
 
     def reparameterize(self, mu: Tensor, logvar: Tensor, noise: Tensor | None = None) -> Tensor:
-        """z = mu + sigma · noise with standard normal noise, drawn here unless given: [..., L].
-
-        Of given noise [..., N] the first L are taken; `prior_noise` is the rest.
-        """
-        noise = torch.randn_like(mu) if noise is None else noise[..., : mu.shape[-1]]
+        """z = mu + sigma · noise with standard normal noise, drawn here unless given: [..., L]."""
+        noise = torch.randn_like(mu) if noise is None else noise
         return mu + torch.exp(0.5 * logvar) * noise
 
-    def prior_noise(self, noise: Tensor) -> Tensor:
-        """What the prior takes of noise [..., N]: none of it, unless it has latents of its own."""
-        return noise[..., self.params.latent_dim :]
+    def draw(self, encoding: Encoding, noise: Tensor) -> Draws:
+        """K posterior samples of all latents, from standard normal `noise` [B, K, N], and their decoding."""
+        mu, logvar = encoding.mu.unsqueeze(1), encoding.logvar.unsqueeze(1)
+        z_noise, lower_noise = noise.split([mu.shape[-1], noise.shape[-1] - mu.shape[-1]], -1)
+        z = self.reparameterize(mu, logvar, z_noise)
+        logits, lower = self._decode(z, lower_noise, encoding.features)
+        return Draws(logits, z, mu, logvar, lower)
+
+    def kl(self, draws: Draws) -> Tensor:
+        """KL(q ‖ p) of all latents as terms that add up to it, [B, terms]; each is exact, or a mean over the draws."""
+        kl = self.prior.kl(draws.mu, draws.logvar, draws.z).mean(1)
+        return kl if draws.lower is None else torch.cat([kl, draws.lower.kl().mean(1, keepdim=True)], -1)
+
+    def log_ratio(self, draws: Draws) -> Tensor:
+        """log q(z|x) − log p(z) of all latents at each draw, [B, K]: its mean is the KL."""
+        ratio = self.prior.log_ratio(draws.mu, draws.logvar, draws.z)
+        return ratio if draws.lower is None else ratio + draws.lower.log_ratio()
 
     def decode(self, z: Tensor) -> Tensor:
         """Latents [..., L] -> Bernoulli logits [..., D]; their sigmoid is the image.
 
-        Raises DataError where they haven't L dimensions.
+        A second layer's latents are at the mean of their prior. Raises DataError where z hasn't L dimensions.
         """
+        noise = z.new_zeros(*z.shape[:-1], self.noise_dim - self.params.latent_dim)
+        return self._decode(z, noise, None)[0]
+
+    def _decode(self, z: Tensor, noise: Tensor, seen: Tensor | None) -> tuple[Tensor, LowerDraws | None]:
+        """Logits [..., D]; a second layer's latents follow their posterior where the encoder's features are given."""
         if not z.ndim or z.shape[-1] != self.params.latent_dim:
             raise DataError(f"latents have shape {tuple(z.shape)}, allowed is (..., {self.params.latent_dim})")
-        logits: Tensor = self.decoder(z.reshape(-1, z.shape[-1])).float()
-        return logits.view(*z.shape[:-1], self.input_dim)
+        flat, lower = z.reshape(-1, z.shape[-1]), None
+        h = self.decoder.start(flat)
+        if self.lower:
+            if seen is not None:
+                seen = seen.repeat_interleave(len(h) // len(seen), 0)
+            h, lower = self.lower(h, noise.reshape(-1, noise.shape[-1]), seen)
+        logits: Tensor = self.decoder.finish(h, flat).float().view(*z.shape[:-1], self.input_dim)
+        return logits, None if lower is None else LowerDraws(*(part.view(*z.shape[:-1], -1) for part in lower))
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Pixels [B, D] -> logits [B, D] of one posterior sample, and the posterior's mean and log-variance."""
-        mu, logvar = self.encode(x)
-        return self.decode(self.reparameterize(mu, logvar, noise)), mu, logvar
+        """Pixels [B, D] -> logits [B, D] of one posterior sample, and the posterior's mean and log-variance.
+
+        `noise` [B, N] is drawn here unless it is given.
+        """
+        encoding = self.encoding(x)
+        noise = torch.randn(len(x), self.noise_dim, device=x.device) if noise is None else noise
+        return self.draw(encoding, noise.unsqueeze(1)).logits.squeeze(1), encoding.mu, encoding.logvar
 
     @property
     def output_bias(self) -> Tensor:
@@ -130,12 +182,17 @@ class VAE(nn.Module):
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """`n` images decoded from draws of the prior: pixel probabilities [n, D]."""
-        return self.images(self.prior.sample(n, generator, self.output_bias.device))
+        device = self.output_bias.device
+        z = self.prior.sample(n, generator, device)
+        noise = torch.randn(n, self.noise_dim - self.params.latent_dim, generator=generator, device=device)
+        return self._decode(z, noise, None)[0].sigmoid()
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
         """Pixels [B, D] -> pixel probabilities [B, D], decoded from the posterior's mean."""
-        return self.images(self.encode(x)[0])
+        noise = torch.zeros(len(x), self.noise_dim, device=x.device)
+        logits: Tensor = self(x, noise)[0]
+        return logits.sigmoid()
 
     @torch.no_grad()
     def interpolate(self, start: Tensor, end: Tensor, steps: int, spherical: bool = False) -> Tensor:

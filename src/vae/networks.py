@@ -2,15 +2,16 @@
 
 A new architecture is an encoder and a decoder here, with a name in `ENCODERS`, `DECODERS` and `config.Architecture`.
 
-Shapes: B images, D = 784 pixels in [0, 1], L latent dimensions. An encoder returns mean and log-variance side by side;
-a decoder returns logits, the pixels' Bernoulli probabilities before the sigmoid.
+Shapes: B images, D = 784 pixels in [0, 1], L latent dimensions, F features: a width [W], or feature maps [C, 7, 7].
 """
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from vae.config import Activation, Architecture, Initialization, ModelParams
 from vae.errors import ConfigError
@@ -56,8 +57,37 @@ def dense_stack(widths: Sequence[int], activation: Activation, residual: bool, n
     return nn.Sequential(*layers)
 
 
-class MLPEncoder(nn.Module):
-    """[B, D] -> mean and log-variance, [B, 2L]."""
+class Encoder(nn.Module):
+    """From pixels to features to a posterior. A second stochastic layer looks at the features, too."""
+
+    def features(self, x: Tensor) -> Tensor:
+        """Pixels [B, D] -> [B, *F]."""
+        raise NotImplementedError
+
+    def posterior(self, h: Tensor) -> Tensor:
+        """Features [B, *F] -> mean and log-variance side by side, [B, 2L]."""
+        raise NotImplementedError
+
+
+class Decoder(nn.Module):
+    """From latents to features to logits. A second stochastic layer adds to the features, which are like the encoder's.
+
+    `output_bias` is the bias of the logits, [D].
+    """
+
+    output_bias: nn.Parameter
+
+    def start(self, z: Tensor) -> Tensor:
+        """Latents [B, L] -> [B, *F]."""
+        raise NotImplementedError
+
+    def finish(self, h: Tensor, z: Tensor) -> Tensor:
+        """Features [B, *F] and the latents again -> pixels' Bernoulli probabilities before the sigmoid, [B, D]."""
+        raise NotImplementedError
+
+
+class MLPEncoder(Encoder):
+    """Pixels [B, D] -> features [B, W] -> mean and log-variance side by side, [B, 2L]."""
 
     def __init__(self, input_dim: int, params: ModelParams) -> None:
         super().__init__()
@@ -65,14 +95,19 @@ class MLPEncoder(nn.Module):
         self.hidden = dense_stack(widths, params.activation, params.residual)
         self.head = nn.Linear(widths[-1], 2 * params.latent_dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, D] -> [B, 2L]."""
-        out: Tensor = self.head(self.hidden(x))
+    def features(self, x: Tensor) -> Tensor:
+        """[B, D] -> [B, W]."""
+        h: Tensor = self.hidden(x)
+        return h
+
+    def posterior(self, h: Tensor) -> Tensor:
+        """[B, W] -> [B, 2L]."""
+        out: Tensor = self.head(h)
         return out
 
 
-class MLPDecoder(nn.Module):
-    """[B, L] -> logits [B, D], through the encoder's widths in reverse.
+class MLPDecoder(Decoder):
+    """Latents [B, L] -> features [B, W] -> logits [B, D], through the encoder's widths in reverse.
 
     With `decoder_skip`, the latents also join the input of each further layer, the last included: no layer can lose
     them (Dieng et al. 2019, "Avoiding latent variable collapse with generative skip models").
@@ -87,21 +122,35 @@ class MLPDecoder(nn.Module):
         self.head = nn.Linear(widths[-1] + n_skip, input_dim)
 
     @property
-    def output_bias(self) -> nn.Parameter:
+    def output_bias(self) -> nn.Parameter:  # type: ignore[override]  # the same, where the last layer keeps it
         """The bias of the logits, [D]."""
         return self.head.bias
 
-    def forward(self, z: Tensor) -> Tensor:
-        """[B, L] -> [B, D]."""
-        if not self.skip:
-            out: Tensor = self.head(self.hidden(z))
-            return out
-        first, *others = self.hidden
-        h = first(z)
-        for layer in others:
-            h = layer(h, z)
-        out = self.head(torch.cat([h, z], -1))
+    def start(self, z: Tensor) -> Tensor:
+        """[B, L] -> [B, W]: the first layer."""
+        h: Tensor = self.hidden[0](z)
+        return h
+
+    def finish(self, h: Tensor, z: Tensor) -> Tensor:
+        """[B, W] and the latents [B, L] -> [B, D]: all the others."""
+        skip = z if self.skip else None
+        for layer in self.hidden[1:]:
+            h = layer(h, skip)
+        out: Tensor = self.head(h if skip is None else torch.cat([h, skip], -1))
         return out
+
+
+class Conv(nn.Conv2d):
+    """A convolution that keeps its kernels as one matrix [n_out, n_in · k · k], as Muon takes them."""
+
+    def __init__(self, n_in: int, n_out: int, kernel: int, stride: int = 1, bias: bool = True) -> None:
+        super().__init__(n_in, n_out, kernel, stride, padding=kernel // 2, bias=bias)
+        self.weight = nn.Parameter(self.weight.detach().flatten(1))
+
+    def forward(self, h: Tensor) -> Tensor:
+        """[B, n_in, H, W] -> [B, n_out, H / stride, W / stride]."""
+        kernels = self.weight.view(self.out_channels, self.in_channels, *self.kernel_size)
+        return functional.conv2d(h, kernels, self.bias, self.stride, self.padding)
 
 
 class ConvBlock(nn.Module):
@@ -111,9 +160,9 @@ class ConvBlock(nn.Module):
         super().__init__()
         self.body = nn.Sequential(
             ACTIVATIONS[activation](),
-            nn.Conv2d(channels, channels, 3, padding=1),
+            Conv(channels, channels, 3),
             ACTIVATIONS[activation](),
-            nn.Conv2d(channels, channels, 3, padding=1),
+            Conv(channels, channels, 3),
         )
         self.residual = residual
 
@@ -123,54 +172,80 @@ class ConvBlock(nn.Module):
         return h + out if self.residual else out
 
 
-class ConvEncoder(nn.Module):
-    """28×28 halved to 14×14 and 7×7 by the first two of `hidden_dims`; any further ones stay at 7×7."""
+class ConvEncoder(Encoder):
+    """28×28 halved to 14×14 and 7×7 by the first two of `hidden_dims`; any further ones stay at 7×7.
+
+    Then the fully connected layers of `dense_dims`. Features are [B, C, 7, 7].
+    """
 
     def __init__(self, input_dim: int, params: ModelParams) -> None:
         super().__init__()
-        self.side, sides = _sides(input_dim, len(params.hidden_dims))
+        self.side, sides = feature_sides(input_dim, len(params.hidden_dims))
         layers: list[nn.Module] = []
         channels = [1, *params.hidden_dims]
         for (n_in, n_out), (side_in, side_out) in zip(pairwise(channels), pairwise(sides), strict=True):
-            layers.append(nn.Conv2d(n_in, n_out, 3, stride=side_in // side_out, padding=1))
+            layers.append(Conv(n_in, n_out, 3, stride=side_in // side_out))
             layers.append(ConvBlock(n_out, params.activation, params.residual))
-        layers.append(ACTIVATIONS[params.activation]())
         self.hidden = nn.Sequential(*layers)
-        self.head = nn.Linear(channels[-1] * sides[-1] ** 2, 2 * params.latent_dim)
+        widths = [channels[-1] * sides[-1] ** 2, *params.dense_dims]
+        self.head = nn.Sequential(
+            ACTIVATIONS[params.activation](),
+            nn.Flatten(),
+            *dense_stack(widths, params.activation, params.residual),
+            nn.Linear(widths[-1], 2 * params.latent_dim),
+        )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, D] -> [B, 2L]."""
-        out: Tensor = self.head(self.hidden(x.view(-1, 1, self.side, self.side)).flatten(1))
+    def features(self, x: Tensor) -> Tensor:
+        """[B, D] -> [B, C, 7, 7]."""
+        # Channels last in memory: the faster convolutions on CPUs as on GPUs.
+        images = x.view(-1, 1, self.side, self.side).contiguous(memory_format=torch.channels_last)
+        h: Tensor = self.hidden(images)
+        return h
+
+    def posterior(self, h: Tensor) -> Tensor:
+        """[B, C, 7, 7] -> [B, 2L]."""
+        out: Tensor = self.head(h)
         return out
 
 
-class ConvDecoder(nn.Module):
-    """The encoder mirrored: 7×7 up to 28×28 by nearest-neighbour upsampling and 3×3 convolutions."""
+class ConvDecoder(Decoder):
+    """The encoder mirrored: fully connected layers, then 7×7 up to 28×28 by sub-pixel convolutions.
+
+    These give four times the channels, which make up 2×2 pixels each (Shi et al. 2016).
+    """
 
     def __init__(self, input_dim: int, params: ModelParams) -> None:
         super().__init__()
-        _, sides = _sides(input_dim, len(params.hidden_dims))
+        _, sides = feature_sides(input_dim, len(params.hidden_dims))
         channels = [*reversed(params.hidden_dims), 1]
         sides.reverse()
-        self.shape = (channels[0], sides[0], sides[0])
-        self.stem = nn.Linear(params.latent_dim, channels[0] * sides[0] ** 2)
+        self.shape = (sides[0], sides[0], channels[0])
+        widths = [params.latent_dim, *reversed(params.dense_dims)]
+        self.stem = nn.Sequential(
+            *dense_stack(widths, params.activation, params.residual), nn.Linear(widths[-1], math.prod(self.shape))
+        )
         layers: list[nn.Module] = []
         for (n_in, n_out), (side_in, side_out) in zip(pairwise(channels), pairwise(sides), strict=True):
+            scale = side_out // side_in
             layers.append(ConvBlock(n_in, params.activation, params.residual))
-            if side_out > side_in:
-                layers.append(nn.Upsample(scale_factor=side_out // side_in))
             layers.append(ACTIVATIONS[params.activation]())
-            layers.append(nn.Conv2d(n_in, n_out, 3, padding=1, bias=n_out > 1))
+            layers.append(Conv(n_in, n_out * scale**2, 3, bias=n_out > 1))
+            layers.append(nn.PixelShuffle(scale) if scale > 1 else nn.Identity())
         self.hidden = nn.Sequential(*layers)
         self.output_bias = nn.Parameter(torch.zeros(input_dim))
 
-    def forward(self, z: Tensor) -> Tensor:
-        """[B, L] -> [B, D]."""
-        out: Tensor = self.hidden(self.stem(z).view(-1, *self.shape)).flatten(1)
+    def start(self, z: Tensor) -> Tensor:
+        """[B, L] -> [B, C, 7, 7]: the fully connected layers, and the first block."""
+        h: Tensor = self.hidden[0](self.stem(z).view(-1, *self.shape).permute(0, 3, 1, 2))
+        return h
+
+    def finish(self, h: Tensor, z: Tensor) -> Tensor:
+        """[B, C, 7, 7] -> [B, D]: all the others."""
+        out: Tensor = self.hidden[1:](h).flatten(1)
         return out + self.output_bias
 
 
-def _sides(input_dim: int, depth: int) -> tuple[int, list[int]]:
+def feature_sides(input_dim: int, depth: int) -> tuple[int, list[int]]:
     """The image's side, and the sides of the feature maps after 0, 1, … `depth` layers."""
     side = round(input_dim**0.5)
     if side * side != input_dim or side % 4:
@@ -178,8 +253,8 @@ def _sides(input_dim: int, depth: int) -> tuple[int, list[int]]:
     return side, [side, side // 2, *[side // 4] * (depth - 1)][: depth + 1]
 
 
-ENCODERS: dict[Architecture, type[nn.Module]] = {"mlp": MLPEncoder, "conv": ConvEncoder}
-DECODERS: dict[Architecture, type[nn.Module]] = {"mlp": MLPDecoder, "conv": ConvDecoder}
+ENCODERS: dict[Architecture, Callable[[int, ModelParams], Encoder]] = {"mlp": MLPEncoder, "conv": ConvEncoder}
+DECODERS: dict[Architecture, Callable[[int, ModelParams], Decoder]] = {"mlp": MLPDecoder, "conv": ConvDecoder}
 
 
 @torch.no_grad()

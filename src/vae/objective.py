@@ -45,6 +45,12 @@ def gaussian_kl(mu: Tensor, logvar: Tensor) -> Tensor:
     return 0.5 * (mu.square() + logvar.exp() - 1 - logvar)
 
 
+def gaussian_kl_between(mu: Tensor, logvar: Tensor, prior_mu: Tensor, prior_logvar: Tensor) -> Tensor:
+    """KL(N(mu, exp(logvar)) ‖ N(prior_mu, exp(prior_logvar))) of each dimension: [..., L] -> [..., L], ≥ 0."""
+    ratio = logvar - prior_logvar
+    return 0.5 * ((mu - prior_mu).square() * torch.exp(-prior_logvar) + ratio.exp() - 1 - ratio)
+
+
 def normal_log_density(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
     """log N(z; mu, exp(logvar)), summed over latents: [..., L] -> [...]."""
     return -0.5 * ((z - mu).square() / logvar.exp() + logvar + math.log(2 * math.pi)).sum(-1)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Adam, Optimizer, lr_scheduler
+from torch.optim import Optimizer, lr_scheduler
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -21,7 +21,7 @@ from vae.config import Binarization, TrainParams, check_together
 from vae.data import Split, binarize_once, to_float
 from vae.device import Hardware
 from vae.errors import ConfigError, DivergedError
-from vae.model import VAE
+from vae.model import VAE, Draws
 from vae.objective import (
     bernoulli_nll,
     beta_at,
@@ -30,7 +30,7 @@ from vae.objective import (
     mmd,
     weighted_kl,
 )
-from vae.prior import Prior
+from vae.optimization import make_optimizers, make_schedule
 
 EVALUATION_BATCH = 1024  # images at a time where no gradients are kept
 
@@ -147,13 +147,12 @@ class _Loop:
             if isinstance(train, Split)
             else Streamed(train, model.input_dim, binarization, self.generator)
         )
-        self.optimizer = optimizer or Adam(
-            model.parameters(), lr=params.learning_rate, weight_decay=params.weight_decay, fused=True
-        )
+        self.optimizers = [optimizer] if optimizer else make_optimizers(model, params)
         self.scheduler = scheduler
         # Someone's own optimiser keeps its learning rate, unless their own scheduler moves it.
-        self.schedule = (
-            None if optimizer or scheduler else _schedule(self.optimizer, params, params.epochs * len(self.batches))
+        steps = params.epochs * len(self.batches)
+        self.schedules = (
+            [] if optimizer or scheduler else [make_schedule(each, params, steps) for each in self.optimizers]
         )
         self.step = _step_function(model, params, hardware)
         self.last_epoch: Record = {}
@@ -161,21 +160,20 @@ class _Loop:
     def state_dict(self) -> State:
         """Weights, optimiser, schedules and random states."""
         return {
-            **{name: part.state_dict() for name, part in self._parts().items()},
+            "parts": [part.state_dict() for part in self._parts()],
             "generator": self.generator.get_state(),
             "global_generator": torch.get_rng_state(),  # that of someone's DataLoader
         }
 
     def load_state_dict(self, state: State) -> None:
         """Go on from what `state_dict` returned."""
-        for name, part in self._parts().items():
-            part.load_state_dict(state[name])
+        for part, saved in zip(self._parts(), state["parts"], strict=True):
+            part.load_state_dict(saved)
         self.generator.set_state(state["generator"].cpu())
         torch.set_rng_state(state["global_generator"].cpu())
 
-    def _parts(self) -> dict[str, Any]:
-        parts = {"model": self.model, "optimizer": self.optimizer, "schedule": self.schedule, "own": self.scheduler}
-        return {name: part for name, part in parts.items() if part}
+    def _parts(self) -> list[Any]:
+        return [self.model, *self.optimizers, *self.schedules, *([self.scheduler] if self.scheduler else [])]
 
     def end_epoch(self, score: float) -> None:
         """Move a scheduler of the caller's; one that waits for a plateau looks at the validation's `score`."""
@@ -215,7 +213,7 @@ class _Loop:
             "train/kl": kl,
             "train/neg_elbo": reconstruction + kl,
             "train/beta": beta,
-            "train/learning_rate": self.optimizer.param_groups[0]["lr"],
+            "train/learning_rate": self.optimizers[0].param_groups[0]["lr"],
             "train/seconds": seconds,
             "train/images_per_second": count / seconds,
         }
@@ -226,13 +224,14 @@ class _Loop:
         # Drawn only where it is used: other trainings see the same noise as if there were no such term.
         prior = self._prior_draws(len(x)) if self.params.mmd else None
         loss, reconstruction, kl = self.step(x, noise, beta, prior)
-        self.optimizer.zero_grad()
+        self.model.zero_grad()
         loss.backward()
         if self.params.max_grad_norm:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.params.max_grad_norm)
-        self.optimizer.step()
-        if self.schedule:
-            self.schedule.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
+        for schedule in self.schedules:
+            schedule.step()
         return loss.detach(), reconstruction.detach(), kl.detach()
 
     @torch.no_grad()
@@ -248,12 +247,11 @@ def _step_function(model: VAE, params: TrainParams, hardware: Hardware) -> Step:
 
     def step(x: Tensor, noise: Tensor, beta: Tensor, prior: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         with hardware.autocast():
-            mu, logvar = (part.unsqueeze(1) for part in model.encode(x))
-            z = model.reparameterize(mu, logvar, noise)
-            nll = bernoulli_nll(model.decode(z), x.unsqueeze(1))
-            loss, kl = terms(params, model.prior, (mu, logvar, z, model.prior_noise(noise)), nll, beta)
+            draws = model.draw(model.encoding(x), noise)
+            nll = bernoulli_nll(draws.logits, x.unsqueeze(1))
+            loss, kl = terms(params, model, draws, nll, beta)
         if prior is not None:
-            loss = loss + params.mmd * mmd(z[:, 0], prior)
+            loss = loss + params.mmd * mmd(draws.z[:, 0], prior)
         return loss, nll.mean(), kl
 
     if not hardware.compile:
@@ -266,40 +264,23 @@ def _step_function(model: VAE, params: TrainParams, hardware: Hardware) -> Step:
     return compiled
 
 
-Draws = tuple[Tensor, Tensor, Tensor, Tensor]  # mean and log-variance [B, 1, L], samples [B, K, L], the prior's noise
-
-
-def _elbo_terms(params: TrainParams, prior: Prior, draws: Draws, nll: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+def _elbo_terms(params: TrainParams, model: VAE, draws: Draws, nll: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
     """Loss and KL of the ELBO, means over images and samples; `nll` is −log p(x|z), [B, K]."""
-    kl = prior.kl(*draws).mean(1)
+    kl = model.kl(draws)
     return nll.mean() + weighted_kl(kl, beta, params.free_bits), kl.sum(1).mean()
 
 
 def _importance_weighted_terms(
-    params: TrainParams, prior: Prior, draws: Draws, nll: Tensor, beta: Tensor
+    params: TrainParams, model: VAE, draws: Draws, nll: Tensor, beta: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Loss and KL of the importance-weighted bound, whose log weights are −nll − β · (log q(z|x) − log p(z))."""
-    mu, logvar, z, noise = draws
     if params.doubly_reparameterized:
-        ratio = prior.log_ratio(mu.detach(), logvar.detach(), z, noise)
-        bound = doubly_reparameterized_bound(-nll - beta * ratio, z)
+        ratio = model.log_ratio(draws._replace(mu=draws.mu.detach(), logvar=draws.logvar.detach()))
+        bound = doubly_reparameterized_bound(-nll - beta * ratio, draws.z)
     else:
-        ratio = prior.log_ratio(mu, logvar, z, noise)
+        ratio = model.log_ratio(draws)
         bound = importance_weighted_bound(-nll - beta * ratio)
     return -bound.mean(), ratio.mean()
-
-
-def _schedule(optimizer: Optimizer, params: TrainParams, total_steps: int) -> lr_scheduler.LRScheduler:
-    """The learning rate by step: `learning_rate` is where constant, step and cosine start, and one_cycle's peak."""
-    match params.lr_schedule:
-        case "constant":
-            return lr_scheduler.ConstantLR(optimizer, factor=1.0)
-        case "step":  # a tenth at half and again at three quarters of the training
-            return lr_scheduler.MultiStepLR(optimizer, [total_steps // 2, total_steps * 3 // 4])
-        case "cosine":
-            return lr_scheduler.CosineAnnealingLR(optimizer, total_steps)
-        case "one_cycle":
-            return lr_scheduler.OneCycleLR(optimizer, params.learning_rate, total_steps + 1)
 
 
 @torch.no_grad()
@@ -317,14 +298,12 @@ def validate(model: VAE, targets: Tensor, hardware: Hardware, importance_samples
         x = to_float(batch)
         noise = torch.randn(len(x), samples, model.noise_dim, generator=generator, device=x.device)
         with hardware.autocast():
-            mu, logvar = (part.unsqueeze(1) for part in model.encode(x))
-            z = model.reparameterize(mu, logvar, noise)
-            nll = bernoulli_nll(model.decode(z), x.unsqueeze(1))
-            kl = model.prior.kl(mu, logvar, z, model.prior_noise(noise)).mean(1)
+            draws = model.draw(model.encoding(x), noise)
+            nll = bernoulli_nll(draws.logits, x.unsqueeze(1))
+            kl = model.kl(draws)
             bound = nll.new_zeros(())
             if importance_samples:
-                ratio = model.prior.log_ratio(mu, logvar, z, model.prior_noise(noise))
-                bound = importance_weighted_bound(-nll - ratio)
+                bound = importance_weighted_bound(-nll - model.log_ratio(draws))
         sums += torch.stack([nll.mean(1).sum(), kl.sum(), bound.sum()]).to(sums.device)
     reconstruction, kl, bound = (sums / len(targets)).tolist()
     figures = {"reconstruction": reconstruction, "kl": kl, "neg_elbo": reconstruction + kl}
