@@ -42,7 +42,32 @@ IWAE_PAPER: Values = {
     "evaluate.importance_samples": 5000,
 }
 
+# Two stochastic layers: 32 latents with a learned mixture as their prior, and 2 at each of 7×7 positions below them.
+LADDER: Values = {
+    "data.validation_size": 1000,
+    "model.architecture": "conv",
+    "model.hidden_dims": (16, 32, 32),
+    "model.dense_dims": (256, 256),
+    "model.latent_dim": 32,
+    "model.lower_latent_dim": 2,
+    "model.activation": "relu",
+    "model.prior": "gaussian_mixture",
+    "train.optimizer": "muon",
+    "train.learning_rate": 2e-3,
+    "train.lr_schedule": "one_cycle",
+    "train.batch_size": 128,
+    "train.max_grad_norm": 200.0,
+    "train.epochs": 100,
+    "evaluate.importance_samples": 500,
+}
+
 RECIPES = (
+    Recipe(
+        "ladder",
+        "Tomczak & Welling 2018, table 2: ConvHVAE with VampPrior, ≤ 2,000 epochs",
+        79.75,
+        LADDER,
+    ),
     Recipe(
         "iwae-paper-vae",
         "Burda et al. 2016, table 1: VAE, 784-200-200-50, 3,280 epochs",

@@ -1,0 +1,134 @@
+"""Time to quality: the wall time of `fit()` until the test NLL is as low as published figures.
+
+`make speedrun` trains the quick recipe at several lengths, each with its learning rate's whole schedule, until the last
+target is reached, and the plain recipe (784-400-20, Adam at 1e-3) once, measured on its way. An NLL is that of the whole
+test set with SAMPLES importance samples; its computation is not in the time. A length that has been run is not run
+again. Writes benchmarks/speedrun.csv and docs/speedrun.png.
+"""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from recipes import PLAIN, QUICK
+
+from vae.config import Params
+from vae.data import Split, binarize_once, load, split_validation
+from vae.device import Hardware, resolve
+from vae.evaluation import evaluate
+from vae.figures import PALETTE, save
+from vae.files import write_atomically
+from vae.model import VAE
+from vae.stages import RAW, errors_in_one_line, fetch_dataset
+from vae.training import Record, fit
+
+OUTPUT = Path("benchmarks/speedrun.csv")
+PICTURE = Path("docs/speedrun.png")
+TARGETS = (88.0, 86.76, 85.5, 84.5, 83.5)
+LENGTHS = (4, 8, 16, 32, 64, 128)  # epochs
+SAMPLES = 500
+DPI = 110
+
+Row = dict[str, Any]
+
+
+def main() -> None:
+    """Measure what isn't measured yet, print the table of targets, and draw the curves."""
+    dataset = fetch_dataset(QUICK.data)
+    train, validation = split_validation(load(RAW, "train"), QUICK.data.validation_size)
+    test = load(RAW, "test")
+    rows: list[Row] = pd.read_csv(OUTPUT).to_dict("records") if OUTPUT.is_file() else []
+
+    def add(row: Row) -> None:
+        rows.append(row)
+        print(f"{row['recipe']:6} {row['epochs']:>4} epochs {row['seconds']:>6.0f} s  NLL {row['nll']:.2f}", flush=True)
+        write_atomically(OUTPUT, pd.DataFrame(rows).to_csv(index=False))
+
+    if not any(row["recipe"] == "plain" for row in rows):
+        measure_on_the_way(PLAIN, train, validation, test, add)
+    for epochs in LENGTHS:
+        quick = [row for row in rows if row["recipe"] == "quick"]
+        if any(row["nll"] <= TARGETS[-1] for row in quick):
+            break
+        if not any(row["epochs"] == epochs for row in quick):
+            params = QUICK.replaced({"train.epochs": epochs})
+            model, records = trained(params, train, validation)
+            add(row_of("quick", records, nll(model, test, params)))
+    table = pd.DataFrame(rows)
+    print(f"\n{dataset['name']}, {resolve(QUICK.train)}\n\n{times(table)}")
+    save(curves(table), PICTURE, DPI)
+
+
+def trained(params: Params, train: Split, validation: Split) -> tuple[VAE, list[Record]]:
+    """The model of `params` after `fit()`, and what it recorded."""
+    model = VAE.from_params(params.model, params.seed)
+    model.start_from(train.images)
+    fitted = fit(model, train, validation, params.train, resolve(params.train), seed=params.seed)
+    return model, fitted.history
+
+
+def measure_on_the_way(params: Params, train: Split, validation: Split, test: Split, add: Any) -> None:
+    """Train once, and add a row at each of LENGTHS."""
+    model = VAE.from_params(params.model, params.seed)
+    model.start_from(train.images)
+    records: list[Record] = []
+
+    def on_epoch(record: Record) -> None:
+        records.append(record)
+        if record["epoch"] in LENGTHS:
+            add(row_of("plain", records, nll(copy.deepcopy(model), test, params)))
+
+    fit(model, train, validation, params.train, resolve(params.train), seed=params.seed, on_epoch=on_epoch)
+
+
+def nll(model: VAE, test: Split, params: Params) -> float:
+    """The test NLL, nats per image."""
+    device = next(model.parameters()).device
+    targets = binarize_once(test.images, params.data.binarization).to(device)
+    options = params.evaluate.model_copy(update={"importance_samples": SAMPLES})
+    return evaluate(model, targets, test.labels, options, seed=params.seed, progress=True).metrics()["nll"]
+
+
+def row_of(recipe: str, records: list[Record], value: float) -> Row:
+    """A point of a curve: seconds of training and validation, and the NLL then."""
+    seconds = sum(record["train/seconds"] + record["val/seconds"] for record in records)
+    return {"recipe": recipe, "epochs": len(records), "seconds": round(seconds, 1), "nll": round(value, 3)}
+
+
+def times(table: pd.DataFrame) -> str:
+    """The shortest training that reaches each target, in Markdown."""
+    lines = ["| test NLL | plain | quick |", "|---:|---:|---:|"]
+    for target in TARGETS:
+        cells = []
+        for recipe in ("plain", "quick"):
+            there = table[(table["recipe"] == recipe) & (table["nll"] <= target)].sort_values("seconds")
+            first = there.iloc[0] if len(there) else None
+            cells.append("not reached" if first is None else f"{first['seconds']:.0f} s ({first['epochs']} epochs)")
+        lines.append(f"| ≤ {target} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def curves(table: pd.DataFrame) -> Figure:
+    """NLL over seconds, both recipes, with the targets as lines."""
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    ax = figure.add_subplot()
+    names = {"plain": "plain: 784-400-20, Adam 1e-3, one training", "quick": "quick recipe, a training a point"}
+    for number, (recipe, label) in enumerate(names.items()):
+        points = table[table["recipe"] == recipe].sort_values("seconds")
+        ax.plot(points["seconds"], points["nll"], "o-", color=PALETTE[number], label=label, ms=4)
+    for target in TARGETS:
+        ax.axhline(target, color="0.75", lw=0.8, zorder=0)
+        ax.annotate(f"{target:g}", (1, target), xycoords=("axes fraction", "data"), fontsize=8, va="center")
+    ax.set_xscale("log")
+    ax.set(xlabel="seconds of training", ylabel="test NLL, nats per image", title="Time to quality")
+    ax.set_ylim(min(TARGETS) - 1, 100)
+    ax.legend(frameon=False)
+    return figure
+
+
+if __name__ == "__main__":
+    with errors_in_one_line("the same command goes on with the next length"):
+        main()
