@@ -42,14 +42,26 @@ IWAE_PAPER: Values = {
     "evaluate.importance_samples": 5000,
 }
 
-# Two stochastic layers: 32 latents with a learned mixture as their prior, and 2 at each of 7×7 positions below them.
-LADDER: Values = {
+# One stochastic layer, fully connected: the default network, trained for longer.
+MLP: Values = {
+    "data.validation_size": 1000,
+    "model.hidden_dims": (512, 512, 512),
+    "model.latent_dim": 40,
+    "model.prior": "gaussian_mixture",
+    "train.batch_size": 256,
+    "train.learning_rate": 3e-3,
+    "train.lr_schedule": "one_cycle",
+    "train.epochs": 110,
+    "evaluate.importance_samples": 5000,
+}
+
+# One stochastic layer, convolutional. Muon moves the kernels, which gains 2 nats over Adam in the first minutes.
+CONV: Values = {
     "data.validation_size": 1000,
     "model.architecture": "conv",
     "model.hidden_dims": (16, 32, 32),
     "model.dense_dims": (256, 256),
-    "model.latent_dim": 32,
-    "model.lower_latent_dim": 2,
+    "model.latent_dim": 40,
     "model.activation": "relu",
     "model.prior": "gaussian_mixture",
     "train.optimizer": "muon",
@@ -61,18 +73,15 @@ LADDER: Values = {
     "evaluate.importance_samples": 500,
 }
 
+# Two stochastic layers: 32 latents with the mixture as their prior, and 2 at each of 7×7 positions below them.
+LADDER: Values = CONV | {"model.latent_dim": 32, "model.lower_latent_dim": 2}
+
 RECIPES = (
-    Recipe(
-        "ladder",
-        "Tomczak & Welling 2018, table 2: ConvHVAE with VampPrior, ≤ 2,000 epochs",
-        79.75,
-        LADDER,
-    ),
     Recipe(
         "iwae-paper-vae",
         "Burda et al. 2016, table 1: VAE, 784-200-200-50, 3,280 epochs",
         86.76,
-        IWAE_PAPER | {"train.batch_size": 50, "train.learning_rate": 2e-3},
+        IWAE_PAPER | {"train.batch_size": 100, "train.learning_rate": 3e-3},
     ),
     Recipe(
         "iwae-paper-k5",
@@ -83,8 +92,27 @@ RECIPES = (
             "train.objective": "iwae",
             "train.importance_samples": 5,
             "train.doubly_reparameterized": True,
-            "train.batch_size": 50,
-            "train.learning_rate": 2e-3,
+            "train.batch_size": 100,
+            "train.learning_rate": 3e-3,
         },
     ),
+    Recipe("mlp", "Tomczak & Welling 2018, table 1: VAE, gated MLP, standard prior, ≤ 2,000 epochs", 84.50, MLP),
+    Recipe("conv", "Tomczak & Welling 2018, table 1: VAE, gated MLP, VampPrior, ≤ 2,000 epochs", 82.38, CONV),
+    Recipe("ladder", "Tomczak & Welling 2018, table 2: ConvHVAE, VampPrior, ≤ 2,000 epochs", 79.75, LADDER),
 )
+
+
+# The speed run's two: what most people copy, and the best that was found for a few minutes on a CPU.
+PLAIN = Params().replaced(
+    {
+        "data.validation_size": 5000,
+        "model.hidden_dims": (400,),
+        "model.latent_dim": 20,
+        "model.activation": "relu",
+        "model.residual": False,
+        "train.batch_size": 128,
+        "train.learning_rate": 1e-3,
+        "train.epochs": 128,
+    }
+)
+QUICK = Params().replaced(MLP)

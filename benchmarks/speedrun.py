@@ -1,9 +1,9 @@
 """Time to quality: the wall time of `fit()` until the test NLL is as low as published figures.
 
 `make speedrun` trains the quick recipe at several lengths, each with its learning rate's whole schedule, until the last
-target is reached, and the plain recipe (784-400-20, Adam at 1e-3) once, measured on its way. An NLL is that of the whole
-test set with SAMPLES importance samples; its computation is not in the time. A length that has been run is not run
-again. Writes benchmarks/speedrun.csv and docs/speedrun.png.
+target is reached, and the plain recipe (784-400-20, Adam at 1e-3) once, measured on its way. An NLL is that of the
+whole test set with SAMPLES importance samples; its computation is not in the time. A length that has been run is not
+run again. Writes benchmarks/speedrun.csv and docs/speedrun.png.
 """
 
 import copy
@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
-from recipes import PLAIN, QUICK
 
+from recipes import PLAIN, QUICK
 from vae.config import Params
 from vae.data import Split, binarize_once, load, split_validation
-from vae.device import Hardware, resolve
+from vae.device import resolve
 from vae.evaluation import evaluate
 from vae.figures import PALETTE, save
 from vae.files import write_atomically
@@ -40,7 +39,7 @@ def main() -> None:
     dataset = fetch_dataset(QUICK.data)
     train, validation = split_validation(load(RAW, "train"), QUICK.data.validation_size)
     test = load(RAW, "test")
-    rows: list[Row] = pd.read_csv(OUTPUT).to_dict("records") if OUTPUT.is_file() else []
+    rows: list[Any] = pd.read_csv(OUTPUT).to_dict("records") if OUTPUT.is_file() else []
 
     def add(row: Row) -> None:
         rows.append(row)
