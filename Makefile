@@ -10,9 +10,10 @@ export DVC_NO_ANALYTICS := 1
 # make train EPOCHS=2 LATENT_DIM=8 BETA=4 …; make search TRIALS=60 WORKERS=4 …
 flags = $(foreach flag,$(1),$(if $($(flag)),--$(shell echo $(flag) | tr A-Z a-z)=$($(flag))))
 TRAIN_FLAGS = $(call flags,EPOCHS BATCH_SIZE LATENT_DIM BETA LEARNING_RATE)
+PUBLISHED_FLAGS = $(RECIPES) $(call flags,EPOCHS)
 SEARCH_FLAGS = $(subst --trials,--n_trials,$(call flags,TRIALS EPOCHS WORKERS))
 
-.PHONY: help setup repro train search adopt dashboard examples theory ui test lint format bench clean
+.PHONY: help setup repro train search adopt dashboard examples theory ui test lint format bench published speedrun clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -75,6 +76,12 @@ format: $(READY)  ## Put the code in shape
 bench: $(READY)  ## Measure training and search: against the common recipe, the matrix products, one worker
 	python benchmarks/speed.py
 	python benchmarks/workers.py
+
+published: $(READY)  ## Train recipes and compare with published test NLLs: RECIPES="mlp ladder", EPOCHS= to shorten them
+	python benchmarks/published.py $(PUBLISHED_FLAGS)
+
+speedrun: $(READY)  ## Measure the time of training until the test NLL reaches published ones
+	python benchmarks/speedrun.py
 
 clean:  ## Delete the environment and what tools cache; data, models and runs stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build src/*.egg-info

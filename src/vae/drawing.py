@@ -13,12 +13,12 @@ from vae.config import Params
 from vae.data import Split, binarize_once, to_float
 from vae.evaluation import ACTIVE_UNIT_VARIANCE, Floats
 from vae.model import VAE
-from vae.objective import gaussian_kl
+from vae.objective import gaussian_kl, gaussian_kl_between
 from vae.visualize import first_of_each_digit, prior_grid
 
 PAIRS = [(0, 6), (1, 7), (2, 3), (4, 9), (5, 8)]  # interpolated digits
 TRAVERSED = 8  # latent dimensions shown
-REACH = 3.0  # prior standard deviations a traversal goes to
+REACH = 3.0  # a traversal goes from −REACH to REACH
 
 
 @torch.no_grad()
@@ -38,7 +38,7 @@ def _draw(
     model: VAE, test: Split, mu: Tensor, logvar: Tensor, history: pd.DataFrame, params: Params
 ) -> Iterator[tuple[str, Figure]]:
     columns = params.render.columns
-    kl = gaussian_kl(mu, logvar).mean(0)
+    kl, reference = kl_by_dimension(model, mu, logvar)
     first = first_of_each_digit(test.labels)
     chosen = first.repeat(-(-columns // len(first)))[:columns]
     inputs = binarize_once(test.images, params.data.binarization)
@@ -67,8 +67,20 @@ def _draw(
         yield "latent_manifold", figures.latent_manifold(manifold.numpy(), 2 * columns)
     yield (
         "kl_per_dimension",
-        figures.kl_per_dimension(kl.numpy(), ACTIVE_UNIT_VARIANCE, mu.numpy().var(axis=0, ddof=1)),
+        figures.kl_per_dimension(kl.numpy(), ACTIVE_UNIT_VARIANCE, mu.numpy().var(axis=0, ddof=1), reference),
     )
+
+
+def kl_by_dimension(model: VAE, mu: Tensor, logvar: Tensor) -> tuple[Tensor, str]:
+    """KL of each dimension of posteriors [N, L], [L], and to what.
+
+    That is the prior, N(0, 1). A mixture has no dimensions of its own: then it is the normal distribution nearest to
+    the aggregate posterior, which has its mean and variance.
+    """
+    if model.params.prior == "standard":
+        return gaussian_kl(mu, logvar).mean(0), "N(0, 1)"
+    variance = mu.var(0, correction=0) + logvar.exp().mean(0)
+    return gaussian_kl_between(mu, logvar, mu.mean(0), variance.log()).mean(0), "the nearest normal distribution"
 
 
 def traversals(start: Tensor, dimensions: list[int], steps: int) -> Tensor:

@@ -101,7 +101,7 @@ def reconstructions(original: Array, binarized: Array, reconstruction: Array) ->
 
 def generated_samples(images: Array, columns: int) -> Figure:
     """Decoded draws from the prior, as pixel probabilities."""
-    return _image_figure(images, columns, "Samples from the prior, z ~ N(0, I)")
+    return _image_figure(images, columns, "Samples from the prior")
 
 
 def interpolation(images: Array, columns: int, pairs: Sequence[tuple[int, int]], spherical: bool = False) -> Figure:
@@ -121,7 +121,7 @@ def latent_traversals(images: Array, columns: int, dimensions: Sequence[int], re
     """A row a latent dimension: the digit's mean, with that dimension moved from −reach to reach."""
     rows = [f"z[{dimension}]" for dimension in dimensions]
     title = "Traversals of the latent dimensions with the largest KL"
-    label = f"value of the dimension, from −{reach:g} to {reach:g} prior standard deviations"
+    label = f"value of the dimension, from −{reach:g} to {reach:g}"
     return _image_figure(images, columns, title, rows, xlabel=label)
 
 
@@ -182,8 +182,8 @@ def _plane(mu: Array) -> tuple[Array, str, tuple[str, str]]:
     return points, f"{title}: PCA of {mu.shape[1]} latent dimensions", names
 
 
-def kl_per_dimension(kl: Array, threshold_variance: float, variance: Array) -> Figure:
-    """KL of each latent dimension, largest first; those that the model doesn't use in grey."""
+def kl_per_dimension(kl: Array, threshold_variance: float, variance: Array, reference: str = "N(0, 1)") -> Figure:
+    """KL of each latent dimension to a normal `reference`, largest first; those that the model doesn't use in grey."""
     order = np.argsort(kl)[::-1]
     active = variance[order] > threshold_variance
     figure = Figure(figsize=(8, 3.4), layout="constrained")
@@ -193,7 +193,7 @@ def kl_per_dimension(kl: Array, threshold_variance: float, variance: Array) -> F
         if chosen.any():
             ax.bar(ranks[chosen], kl[order][chosen], color=colour, label=f"{name} ({chosen.sum()})")
     ax.set(
-        title=f"KL by latent dimension, {kl.sum():.1f} nats in all",
+        title=f"KL to {reference} by latent dimension, {kl.sum():.1f} nats in all",
         xlabel=f"latent dimensions, by KL (active: variance of the mean > {threshold_variance:g})",
         ylabel="nats per image",
     )
