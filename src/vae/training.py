@@ -282,7 +282,7 @@ def _importance_weighted_terms(
     mu, logvar, z, noise = draws
     if params.doubly_reparameterized:
         ratio = prior.log_ratio(mu.detach(), logvar.detach(), z, noise)
-        bound = doubly_reparameterized_bound(-nll - beta * ratio, z)
+        bound = doubly_reparameterized_bound(-nll - beta * ratio, z, beta)
     else:
         ratio = prior.log_ratio(mu, logvar, z, noise)
         bound = importance_weighted_bound(-nll - beta * ratio)
