@@ -142,11 +142,14 @@ class _Loop:
     ) -> None:
         self.model, self.params, self.hardware = model, params, hardware
         self.generator = torch.Generator(hardware.device).manual_seed(seed)
-        self.batches = (
+        self.generators = [self.generator, torch.default_generator]  # the latter gives someone's DataLoader its order
+        self.batches: Resident | Streamed = (
             Resident(all_images(train, model.input_dim), params.batch_size, binarization, self.generator)
             if isinstance(train, Split)
             else Streamed(train, model.input_dim, binarization, self.generator)
         )
+        if isinstance(self.batches, Streamed):
+            self.generators += self.batches.generators
         self.optimizer = optimizer or Adam(
             model.parameters(), lr=params.learning_rate, weight_decay=params.weight_decay, fused=True
         )
@@ -162,16 +165,15 @@ class _Loop:
         """Weights, optimiser, schedules and random states."""
         return {
             **{name: part.state_dict() for name, part in self._parts().items()},
-            "generator": self.generator.get_state(),
-            "global_generator": torch.get_rng_state(),  # that of someone's DataLoader
+            "generators": [generator.get_state() for generator in self.generators],
         }
 
     def load_state_dict(self, state: State) -> None:
         """Go on from what `state_dict` returned."""
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
-        self.generator.set_state(state["generator"].cpu())
-        torch.set_rng_state(state["global_generator"].cpu())
+        for generator, found in zip(self.generators, state["generators"], strict=True):
+            generator.set_state(found.cpu())
 
     def _parts(self) -> dict[str, Any]:
         parts = {"model": self.model, "optimizer": self.optimizer, "schedule": self.schedule, "own": self.scheduler}
