@@ -57,21 +57,21 @@ def train(checkpoints=None, *, on_epoch=None, network=None, parts=None, data=TRA
     return model, fitted
 
 
-class Interrupted(Exception):
+class InterruptError(Exception):
     pass
 
 
 def interrupt_in(epoch):
     def on_epoch(record):
         if record["epoch"] == epoch:
-            raise Interrupted
+            raise InterruptError
 
     return on_epoch
 
 
 def interrupted_in(epoch, folder, **options):
     """What was trained in two processes, as it were: the second starts from weights and a random state of its own."""
-    with pytest.raises(Interrupted):
+    with pytest.raises(InterruptError):
         train(Checkpoints(folder), on_epoch=interrupt_in(epoch), **options)
     torch.manual_seed(1000 + epoch)
     seed = 99 if epoch > 1 else 0  # an interruption in the first epoch leaves nothing to go on from
@@ -121,13 +121,13 @@ def test_checkpoints_change_nothing_about_a_training_that_is_not_interrupted(tmp
 def test_interrupted_again_and_again_it_still_ends_the_same(tmp_path):
     expected = train()
     for epoch in (2, 2, 3, 4, 4):
-        with pytest.raises(Interrupted):
+        with pytest.raises(InterruptError):
             train(Checkpoints(tmp_path), on_epoch=interrupt_in(epoch))
     assert_same(train(Checkpoints(tmp_path)), expected)
 
 
 def test_the_callback_sees_the_epochs_that_are_left(tmp_path):
-    with pytest.raises(Interrupted):
+    with pytest.raises(InterruptError):
         train(Checkpoints(tmp_path), on_epoch=interrupt_in(3))
     seen = []
     _, fitted = train(Checkpoints(tmp_path), on_epoch=seen.append)
@@ -249,7 +249,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_newest_checkpoint_is_skipped_for_the_one_before(damage, tmp_path):
-    with pytest.raises(Interrupted):
+    with pytest.raises(InterruptError):
         train(Checkpoints(tmp_path), on_epoch=interrupt_in(4))
     newest = tmp_path / "000003.pt"
     newest.write_bytes(DAMAGES[damage](newest.read_bytes()))
@@ -277,7 +277,7 @@ def test_a_flipped_bit_anywhere_is_noticed(tmp_path):
 
 
 def test_where_all_are_damaged_the_training_begins_anew(tmp_path):
-    with pytest.raises(Interrupted):
+    with pytest.raises(InterruptError):
         train(Checkpoints(tmp_path), on_epoch=interrupt_in(4))
     for path in tmp_path.iterdir():
         path.write_bytes(b"")
