@@ -488,10 +488,13 @@ def test_bf16_trains_to_about_the_same_figures():
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on the CPU")
-def test_a_compiled_step_trains_to_the_same_figures():
+@pytest.mark.parametrize(
+    "objective", [{}, {"objective": "iwae", "importance_samples": 3, "doubly_reparameterized": True}]
+)
+def test_a_compiled_step_trains_to_the_same_figures(objective):
     compiled = Hardware(torch.device("cpu"), "fp32", compile=True)
-    _, reference = train({"epochs": 2})
-    _, fitted = train({"epochs": 2}, hardware=compiled)
+    _, reference = train({"epochs": 2} | objective)
+    _, fitted = train({"epochs": 2} | objective, hardware=compiled)
     assert fitted.best["val/neg_elbo"] == pytest.approx(reference.best["val/neg_elbo"], rel=1e-3)
 
 
