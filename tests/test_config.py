@@ -111,6 +111,13 @@ def test_mirrors_that_are_allowed(load, url):
             "'he'",
             "'default', 'xavier', 'kaiming' or 'orthogonal'",
         ),
+        ("model: {prior: mog}", "model.prior", "'mog'", "'standard', 'gaussian_mixture' or 'vampprior'"),
+        ("model: {prior_components: 0}", "model.prior_components", "0", "greater than or equal to 1"),
+        ("model: {top_latent_dim: 0}", "model.top_latent_dim", "0", "greater than or equal to 1"),
+        ("model: {top_hidden_dims: []}", "model.top_hidden_dims", "[]", "at least 1 item"),
+        ("train: {objective: vae}", "train.objective", "'vae'", "'elbo' or 'iwae'"),
+        ("train: {importance_samples: 0}", "train.importance_samples", "0", "greater than or equal to 1"),
+        ("train: {kl_cycles: 0}", "train.kl_cycles", "0", "greater than or equal to 1"),
         ("data: {dataset: CIFAR10}", "data.dataset", "'CIFAR10'", "'MNIST', 'FashionMNIST' or 'KMNIST'"),
         ("data: {validation_size: 0}", "data.validation_size", "0", "greater than or equal to 1"),
         ("data: {validation_size: 1.0}", "data.validation_size", "1.0", "less than 1"),
@@ -158,6 +165,54 @@ def test_a_mirror_that_is_no_url_is_refused(load, url):
 def test_bundled_digits_are_mnist_only(load, dataset):
     message = refused(load, f"data: {{source: bundled, dataset: {dataset}}}")
     assert message.endswith(f"data.source 'bundled' holds MNIST only, not {dataset}")
+
+
+@pytest.mark.parametrize(
+    "content, problem",
+    [
+        (
+            "model: {architecture: conv, decoder_skip: true}",
+            "model: decoder_skip is for architecture 'mlp', not 'conv'",
+        ),
+        (
+            "model: {architecture: conv, activation: glu}",
+            "model: activation 'glu' is for architecture 'mlp', not 'conv'",
+        ),
+        ("train: {doubly_reparameterized: true}", "train: doubly_reparameterized is for objective 'iwae'"),
+        (
+            "train: {objective: iwae, free_bits: 0.1}",
+            "train: free_bits is for objective 'elbo': the importance-weighted bound has no KL term",
+        ),
+        ("train: {objective: iwae, mmd: 1}", "train: mmd is for objective 'elbo'"),
+        *[
+            (
+                f"train: {{free_bits: 0.1}}\nmodel: {{{unfit}}}",
+                "train.free_bits needs a KL for each dimension: model.prior 'standard', no top_latent_dim",
+            )
+            for unfit in ("prior: vampprior", "prior: gaussian_mixture", "top_latent_dim: 2")
+        ],
+        (
+            "train: {objective: iwae, doubly_reparameterized: true}\nmodel: {top_latent_dim: 2}",
+            "train.doubly_reparameterized is for models without top_latent_dim",
+        ),
+    ],
+)
+def test_what_cannot_go_together_is_refused_by_name(load, content, problem):
+    assert refused(load, content).endswith(f"params.yaml: {problem}")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "model: {activation: glu, decoder_skip: true, prior: vampprior, top_latent_dim: 4}",
+        "model: {architecture: conv, prior: vampprior}",
+        "train: {free_bits: 0.1, importance_samples: 5, mmd: 1, kl_cycles: 4, kl_warmup_epochs: 2}",
+        "train: {objective: iwae, doubly_reparameterized: true}\nmodel: {prior: vampprior}",
+        "train: {objective: iwae}\nmodel: {top_latent_dim: 2}",
+    ],
+)
+def test_what_can_go_together_is_not(load, content):
+    load(content)
 
 
 @pytest.mark.parametrize(

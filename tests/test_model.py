@@ -7,6 +7,7 @@ from safetensors.torch import save_file
 from vae import VAE
 from vae.config import ModelParams
 from vae.errors import ConfigError, WeightsError
+from vae.objective import bernoulli_nll, importance_weighted_bound
 
 MLP = {"hidden_dims": [24, 16], "latent_dim": 3}
 CONV = {"architecture": "conv", "hidden_dims": [4, 6], "latent_dim": 3}
@@ -16,9 +17,29 @@ SKIP = {**MLP, "decoder_skip": True}
 PLAIN = {**MLP, "residual": False, "activation": "tanh"}
 
 
-@pytest.fixture(params=[MLP, PLAIN, SKIP, CONV], ids=["mlp", "plain", "skip", "conv"])
+GLU = {**MLP, "activation": "glu", "hidden_dims": [24, 24]}
+MIXTURE = {**PLAIN, "prior": "gaussian_mixture", "prior_components": 4}
+VAMP = {**MLP, "prior": "vampprior", "prior_components": 4}
+CONV_VAMP = {**CONV, "prior": "vampprior", "prior_components": 4}
+TOP = {**SKIP, "top_latent_dim": 2, "top_hidden_dims": [8, 8], "activation": "glu"}
+TOP_VAMP = {**CONV, "prior": "vampprior", "prior_components": 4, "top_latent_dim": 2, "top_hidden_dims": [8]}
+MODELS = {
+    "mlp": MLP,
+    "plain": PLAIN,
+    "skip": SKIP,
+    "conv": CONV,
+    "glu": GLU,
+    "mixture": MIXTURE,
+    "vamp": VAMP,
+    "conv-vamp": CONV_VAMP,
+    "top": TOP,
+    "top-vamp": TOP_VAMP,
+}
+
+
+@pytest.fixture(params=MODELS.values(), ids=MODELS.keys())
 def model(request):
-    return VAE.from_params(ModelParams(**{**request.param, "hidden_dims": tuple(request.param["hidden_dims"])}), seed=0)
+    return VAE.from_params(ModelParams(**request.param), seed=0)
 
 
 def test_shapes_are_those_that_the_docstrings_promise(model):
@@ -54,9 +75,53 @@ def test_reparameterized_samples_have_the_posteriors_moments(model):
 
 
 def test_gradients_reach_every_weight(model):
-    logits, mu, logvar = model(torch.rand(8, 784))
-    (logits.square().mean() + mu.square().mean() + logvar.square().mean()).backward()
-    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in model.parameters())
+    x, noise = torch.rand(8, 784), torch.randn(8, model.noise_dim)
+    logits, mu, logvar = model(x, noise)
+    z = model.reparameterize(mu, logvar, noise)
+    kl = model.prior.kl(mu, logvar, z, model.prior_noise(noise))
+    (logits.square().mean() + kl.sum()).backward()
+    missed = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert missed == []
+
+
+def test_gradients_of_the_importance_weights_reach_every_weight(model):
+    x, noise = torch.rand(8, 784), torch.randn(8, 5, model.noise_dim)
+    mu, logvar = (part.unsqueeze(1) for part in model.encode(x))
+    z = model.reparameterize(mu, logvar, noise)
+    ratio = model.prior.log_ratio(mu, logvar, z, model.prior_noise(noise))
+    importance_weighted_bound(-bernoulli_nll(model.decode(z), x[:, None]) - ratio).sum().backward()
+    missed = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert missed == []
+
+
+def gated(linear, h):
+    """(V h + c) · σ(W h + b), whose two matrices are the two halves of one (Dauphin et al. 2017, eq. 1)."""
+    half = len(linear.weight) // 2
+    value = h @ linear.weight[:half].T + linear.bias[:half]
+    gate = h @ linear.weight[half:].T + linear.bias[half:]
+    return value / (1 + torch.exp(-gate))
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("skip", [False, True])
+def test_gated_linear_units_encode_and_decode_by_their_formula(residual, skip):
+    model = VAE(12, [6, 6], 6, activation="glu", residual=residual, decoder_skip=skip)
+    x, z = torch.rand(5, 12), torch.randn(5, 6)
+    first, second = (layer.linear for layer in model.encoder.hidden)
+    assert (first.weight.shape, second.weight.shape) == ((12, 12), (12, 6))
+    h = gated(first, x)
+    h = gated(second, h) + (h if residual else 0)
+    expected = h @ model.encoder.head.weight.T + model.encoder.head.bias
+    torch.testing.assert_close(torch.cat(model.encode(x), 1), expected)
+    first, second = (layer.linear for layer in model.decoder.hidden)
+    joined = (lambda h: torch.cat([h, z], 1)) if skip else (lambda h: h)
+    h = gated(first, z) + (z if residual else 0)
+    h = gated(second, joined(h)) + (h if residual else 0)
+    logits = joined(h) @ model.decoder.head.weight.T + model.decoder.head.bias
+    torch.testing.assert_close(model.decode(z), logits)
+    noise = torch.randn(5, 6)
+    found, mu, logvar = model(x, noise)
+    torch.testing.assert_close(found, model.decode(mu + torch.exp(0.5 * logvar) * noise))
 
 
 def test_the_output_bias_makes_an_untrained_decoder_start_from_the_mean_image(model):
@@ -206,6 +271,11 @@ def test_weights_that_contradict_their_own_configuration_are_refused_in_one_line
         ({"laten_dim": 3}, "did you mean 'latent_dim'"),
         ({"initialization": "zeros"}, "initialization is 'zeros', allowed is 'default', 'xavier', 'kaiming' or"),
         ({"architecture": "conv", "decoder_skip": True}, "^decoder_skip is for architecture 'mlp', not 'conv'$"),
+        ({"architecture": "conv", "activation": "glu"}, "^activation 'glu' is for architecture 'mlp', not 'conv'$"),
+        ({"prior": "mog"}, "^prior is 'mog', allowed is 'standard', 'gaussian_mixture' or 'vampprior'$"),
+        ({"prior_components": 0}, "prior_components is 0"),
+        ({"top_latent_dim": 0}, "top_latent_dim is 0"),
+        ({"top_hidden_dims": []}, "top_hidden_dims"),
         ({"architecture": "conv", "input_dim": 100, "hidden_dims": [4]}, "side divisible by 4"),
     ],
 )

@@ -9,6 +9,7 @@ from torch.distributions import Bernoulli, Independent, MultivariateNormal, Norm
 from vae.objective import (
     bernoulli_nll,
     beta_at,
+    doubly_reparameterized_bound,
     gaussian_kl,
     importance_weighted_bound,
     mmd,
@@ -79,6 +80,15 @@ def test_free_bits_keep_a_floor_per_dimension_and_stop_the_gradient_below_it():
     torch.testing.assert_close(kl.grad, torch.tensor([[0.0, 0.5], [0.0, 0.5]]))
 
 
+def test_free_bits_are_those_of_the_papers_formula_dimension_by_dimension():
+    """Kingma et al. 2016, eq. 15: Σ_j max(λ, mean over the batch of KL_j), of averages and not of single images."""
+    kl = draws(6, 5).square()
+    by_hand = sum(max(0.8, sum(image[j].item() for image in kl) / 6) for j in range(5))
+    assert weighted_kl(kl, 1.5, free_bits=0.8).item() == pytest.approx(1.5 * by_hand, rel=1e-5)
+    of_single_images = kl.clamp(min=0.8).sum(1).mean().item()
+    assert abs(by_hand - of_single_images) > 0.1, "the draws must tell the two apart"
+
+
 def gaussian_mmd(mean, variance, bandwidth, n, m):
     """What `mmd` of n draws of N(mean, variance·I) and m of N(0, I) is on average, in closed form.
 
@@ -132,6 +142,26 @@ def test_warm_up_rises_linearly_to_beta_and_stays():
     assert beta_at(1, 3.0, 0) == 3.0
 
 
+def test_cycles_begin_the_warm_up_anew_and_the_last_may_be_cut_short():
+    """Fu et al. 2019, eq. 6: in a cycle, β rises linearly over its first share R and stays; an epoch has its end's."""
+    cycles = [beta_at(epoch, 2.0, 2, cycle_epochs=4) for epoch in range(1, 11)]
+    assert cycles == [1.0, 2.0, 2.0, 2.0] * 2 + [1.0, 2.0]
+    cycle, warmup = 5, 4
+
+    def papers(epoch):  # τ = mod(t − 1, ⌈T/M⌉) / (T/M), of steps t so fine that an epoch has a thousand
+        tau = ((1000 * epoch - 1) % (1000 * cycle)) / (1000 * cycle)
+        ratio = warmup / cycle
+        return tau / ratio if tau <= ratio else 1.0
+
+    for epoch in range(1, 13):
+        assert beta_at(epoch, 1.0, warmup, cycle) == pytest.approx(papers(epoch), abs=1e-3)
+
+
+def test_without_a_warm_up_cycles_do_nothing_and_one_cycle_is_the_warm_up():
+    assert [beta_at(epoch, 3.0, 0, cycle_epochs=2) for epoch in range(1, 6)] == [3.0] * 5
+    assert [beta_at(epoch, 2.0, 4, 6) for epoch in range(1, 7)] == [beta_at(epoch, 2.0, 4) for epoch in range(1, 7)]
+
+
 class LinearGaussian:
     """z ~ N(0, I), x|z ~ N(Wz, s²I): p(x) = N(0, WWᵀ + s²I) is known, and so is the exact posterior."""
 
@@ -176,3 +206,155 @@ def test_with_the_exact_posterior_one_sample_is_enough():
     log_prior = normal_log_density(z, torch.zeros(()), torch.zeros(()))
     bound = importance_weighted_bound((log_likelihood + log_prior - posterior.log_prob(z))[:, None])
     torch.testing.assert_close(bound, model.log_p)
+
+
+class BernoulliPixels:
+    """p(x|z) of a small network over few pixels, a standard normal prior, and a posterior that is only roughly right.
+
+    With one or two latents, −log p(x) is an integral over a grid.
+    """
+
+    def __init__(self, latents, pixels=6, seed=0):
+        self.latents = latents
+        self.weight, self.bias = 1.5 * draws(latents, pixels, seed=seed), draws(pixels, seed=seed + 1)
+        self.x = (draws(7, pixels, seed=seed + 2) > 0).float()
+        self.mu, self.logvar = 0.3 * draws(7, latents, seed=seed + 3), torch.full((7, latents), -0.3)
+
+    def log_likelihood(self, z):
+        """[..., 7 or 1, L] -> [..., 7]."""
+        return -bernoulli_nll(torch.tanh(z) @ self.weight + self.bias, self.x)
+
+    def log_p(self, reach=7.0, points=301):
+        line = torch.linspace(-reach, reach, points, dtype=torch.float64)
+        z = torch.cartesian_prod(*[line] * self.latents).view(-1, 1, self.latents)
+        logits = torch.tanh(z) @ self.weight.double() + self.bias.double()
+        log_likelihood = Independent(Bernoulli(logits=logits), 1).log_prob(self.x.double())
+        cell = self.latents * math.log(2 * reach / (points - 1))
+        return torch.logsumexp(log_likelihood + Normal(0.0, 1.0).log_prob(z).sum(-1) + cell, 0)
+
+    def log_weights(self, samples, seed):
+        """[7, samples]."""
+        z = self.mu + torch.exp(0.5 * self.logvar) * draws(samples, 7, self.latents, seed=seed)
+        zero = torch.zeros(())
+        ratio = normal_log_density(z, self.mu, self.logvar) - normal_log_density(z, zero, zero)
+        return (self.log_likelihood(z) - ratio).T
+
+
+@pytest.mark.parametrize("latents", [1, 2])
+def test_the_bound_of_bernoulli_pixels_rises_to_the_integral_over_the_latents(latents):
+    model = BernoulliPixels(latents)
+    log_weights, exact = model.log_weights(2**17, seed=9), model.log_p()
+    previous = -math.inf
+    for k in (1, 2, 5, 50, 500):
+        estimates = importance_weighted_bound(log_weights[:, : 2**17 // k * k].reshape(7, -1, k)).double()
+        bound, error = estimates.mean(1), estimates.std(1) / math.sqrt(estimates.shape[1])
+        assert (bound < exact + 4 * error).all(), k
+        assert bound.mean() > previous, k
+        previous = bound.mean()
+        # The gap is Var(w)/(2K·p²) to first order (Domke & Sheldon 2018), which holds where K is large.
+        gap = ((log_weights.double() - exact[:, None]).exp().var(1) / (2 * k)).clamp(max=10)
+        if k >= 50:
+            torch.testing.assert_close(exact - bound, gap, atol=4 * error.max().item(), rtol=0.1)
+    relative = (log_weights.double() - exact[:, None]).exp()
+    error = relative.std(1) / math.sqrt(2**17)
+    assert ((importance_weighted_bound(log_weights.double()) - exact).abs() < 5 * error).all()
+
+
+class TuckersToy:
+    """z ~ N(θ, I), x ~ N(z, I), and q(z|x) = N(Ax + b, 2/3·I), near the posterior N((x + θ)/2, I/2) (section 6.1).
+
+    Many gradients at once: each of N repetitions has parameters of its own, with equal values.
+    """
+
+    def __init__(self, repetitions, dimensions=3):
+        self.x = draws(dimensions, seed=40)
+        theta = 0.5 * draws(dimensions, seed=41)
+        matrix = 0.5 * torch.eye(dimensions) + 0.1 * draws(dimensions, dimensions, seed=42)
+        bias = theta / 2 + 0.1 * draws(dimensions, seed=43)
+        leaves = (value.double().expand(repetitions, *value.shape).clone() for value in (theta, matrix, bias))
+        self.theta, self.matrix, self.bias = (leaf.requires_grad_() for leaf in leaves)
+        self.logvar = torch.tensor(math.log(2 / 3)).double()
+
+    def sample(self, samples, seed):
+        """mu [N, 1, D] and z [N, K, D]."""
+        mu = (self.matrix @ self.x.double() + self.bias).unsqueeze(1)
+        return mu, mu + (2 / 3) ** 0.5 * draws(len(mu), samples, mu.shape[-1], seed=seed).double()
+
+    def log_weights(self, z, mu, beta):
+        """[N, K]; `beta` to the power of which p(z)/q(z|x) is taken."""
+        log_prior = Independent(Normal(self.theta[:, None], 1.0), 1).log_prob(z)
+        log_likelihood = Independent(Normal(z, 1.0), 1).log_prob(self.x.double())
+        return log_likelihood + beta * (log_prior - normal_log_density(z, mu, self.logvar))
+
+    def gradients(self, samples, doubly, beta, seed):
+        """The bound [N], and its gradients by the encoder's parameters and by the prior's, [N, P] each."""
+        mu, z = self.sample(samples, seed)
+        if doubly:
+            bound = doubly_reparameterized_bound(self.log_weights(z, mu.detach(), beta), z, beta)
+        else:
+            bound = importance_weighted_bound(self.log_weights(z, mu, beta))
+        matrix, bias, theta = torch.autograd.grad(bound.sum(), [self.matrix, self.bias, self.theta])
+        return bound.detach(), torch.cat([matrix.flatten(1), bias], 1), theta
+
+
+def standard_error(samples):
+    return samples.std(0) / math.sqrt(len(samples))
+
+
+@pytest.mark.parametrize(("samples", "beta"), [(1, 1.0), (2, 1.0), (8, 1.0), (64, 1.0), (1, 0.3), (8, 0.3), (8, 0.0)])
+def test_the_doubly_reparameterized_gradient_is_on_average_the_plain_one(samples, beta):
+    toy = TuckersToy(repetitions=20_000 if samples < 64 else 5_000)
+    bound, encoder, prior = toy.gradients(samples, False, beta, seed=50)
+    # The same draws, so that the difference has hardly any variance of its own.
+    same_bound, doubly, same_prior = toy.gradients(samples, True, beta, seed=50)
+    torch.testing.assert_close(same_bound, bound)
+    torch.testing.assert_close(same_prior, prior)
+    assert ((doubly - encoder).mean(0).abs() <= 4.5 * standard_error(doubly - encoder) + 1e-12).all()
+    # Independent draws, which the first comparison could not tell from an error common to both.
+    _, other, other_prior = toy.gradients(samples, True, beta, seed=51)
+    allowed = 4.5 * (standard_error(other).square() + standard_error(encoder).square()).sqrt()
+    assert ((other - encoder).mean(0).abs() < allowed).all()
+    allowed = 4.5 * (standard_error(other_prior).square() + standard_error(prior).square()).sqrt()
+    assert ((other_prior - prior).mean(0).abs() <= allowed).all()
+
+
+def test_the_doubly_reparameterized_gradient_is_the_papers_formula_sample_by_sample():
+    """Σ_k w̃_k² · ∂log w_k/∂z_k · ∂z_k/∂φ (Tucker et al. 2019, eq. 8), by finite differences in z."""
+    toy = TuckersToy(repetitions=3)
+    mu, z = (part.detach() for part in toy.sample(4, seed=52))
+    log_weights = toy.log_weights(z, mu, 1.0).detach()
+    weights = log_weights.exp() / log_weights.exp().sum(1, keepdim=True)
+    expected = torch.zeros(3, 3).double()
+    for j in range(3):
+        step = torch.zeros(3).double()
+        step[j] = 1e-5
+        slope = (toy.log_weights(z + step, mu, 1.0) - toy.log_weights(z - step, mu, 1.0)).detach() / 2e-5
+        expected[:, j] = (weights.square() * slope).sum(1)
+    _, encoder, _ = toy.gradients(4, True, 1.0, seed=52)
+    torch.testing.assert_close(encoder[:, -3:], expected, atol=1e-7, rtol=1e-5)  # of b, with ∂z/∂b = 1
+
+
+def test_the_more_samples_the_more_the_doubly_reparameterized_gradient_gains():
+    """Its signal-to-noise ratio rises with K where that of the plain one falls (Rainforth et al. 2018)."""
+    ratios = {False: [], True: []}
+    for samples in (4, 16, 64):
+        for doubly in ratios:
+            _, encoder, _ = TuckersToy(4_000).gradients(samples, doubly, 1.0, seed=60 + samples)
+            ratios[doubly].append((encoder.mean(0).norm() / encoder.var(0).sum().sqrt()).item())
+            if samples == 64:
+                ratios[doubly].append(encoder.var(0).sum().item())
+    *doubly, doubly_variance = ratios[True]
+    *plain, plain_variance = ratios[False]
+    assert doubly == sorted(doubly)
+    gains = [ours / theirs for ours, theirs in zip(doubly, plain, strict=True)]
+    assert gains == sorted(gains)
+    assert gains[0] > 1
+    assert doubly_variance < plain_variance / 10
+
+
+def test_the_doubly_reparameterized_bound_needs_no_gradient_of_its_samples():
+    log_weights = draws(3, 5).requires_grad_()
+    bound = doubly_reparameterized_bound(log_weights, draws(3, 5, 2))
+    torch.testing.assert_close(bound, importance_weighted_bound(log_weights))
+    bound.sum().backward()
+    torch.testing.assert_close(log_weights.grad, log_weights.detach().softmax(-1))

@@ -330,6 +330,50 @@ def test_nothing_to_draw_is_refused(loader):
         vae.generate_samples(small(), num_samples=0)
 
 
+# What can't go together
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"doubly_reparameterized": True}, "doubly_reparameterized is for objective 'iwae'"),
+        ({"objective": "iwae", "free_bits": 0.1}, "free_bits is for objective 'elbo'"),
+        ({"objective": "iwae", "mmd": 1.0}, "mmd is for objective 'elbo'"),
+        ({"objective": "vae"}, "objective is 'vae', allowed is 'elbo' or 'iwae'"),
+    ],
+)
+def test_options_that_exclude_each_other_are_refused_by_name(options, message):
+    with pytest.raises(ConfigError, match=f"^{message}[^\\n]*$"):
+        VAETrainer(small(), "cpu", **options)
+
+
+@pytest.mark.parametrize(
+    ("network", "options", "message"),
+    [
+        ({"prior": "vampprior"}, {"free_bits": 0.1}, "free_bits needs a KL for each dimension"),
+        ({"prior": "gaussian_mixture"}, {"free_bits": 0.1}, "free_bits needs a KL for each dimension"),
+        ({"top_latent_dim": 2}, {"free_bits": 0.1}, "free_bits needs a KL for each dimension"),
+        ({"top_latent_dim": 2}, {"objective": "iwae", "doubly_reparameterized": True}, "models without top_latent_dim"),
+    ],
+)
+def test_a_model_that_cannot_be_trained_so_is_refused_before_it_is(network, options, message, loader):
+    model = VAE(hidden_dims=[8], latent_dim=2, **network)
+    before = model.output_bias.clone()
+    with pytest.raises(ConfigError, match=message) as caught:
+        trained(VAETrainer(model, "cpu", **options, **PLAIN), loader)
+    assert "\n" not in str(caught.value)
+    assert torch.equal(model.output_bias, before)
+
+
+@pytest.mark.parametrize("network", [{"prior": "vampprior", "prior_components": 7}, {"top_latent_dim": 2}])
+@pytest.mark.parametrize("options", [{}, {"objective": "iwae", "importance_samples": 3}])
+def test_other_priors_and_bounds_train_with_it_too(network, options, loader):
+    model = VAE(hidden_dims=[16], latent_dim=2, **network)
+    history = trained(VAETrainer(model, "cpu", **options, **PLAIN), loader)
+    key = "val/neg_bound" if options else "val/neg_elbo"
+    assert history[key].iloc[-1] < history[key].iloc[0]
+
+
 # Latents
 
 

@@ -3,12 +3,12 @@ import shutil
 
 import pytest
 import torch
-from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
+from torch.distributions import Bernoulli, Categorical, Independent, MixtureSameFamily, Normal, kl_divergence
 
 from vae.config import ModelParams, TrainParams
 from vae.data import Split, binarize_once, to_float
 from vae.device import Hardware, resolve
-from vae.errors import DivergedError
+from vae.errors import ConfigError, DivergedError
 from vae.model import VAE
 from vae.objective import mmd
 from vae.training import fit, validate
@@ -98,6 +98,268 @@ def test_the_loss_is_reconstruction_plus_beta_times_kl():
         assert record["train/loss"] == pytest.approx(
             record["train/reconstruction"] + beta * record["train/kl"], rel=1e-4
         )
+
+
+def test_each_cycle_begins_the_warm_up_anew():
+    _, fitted = train({"epochs": 10, "kl_warmup_epochs": 2, "kl_cycles": 3, "beta": 2.0, "batch_size": 300})
+    assert [record["train/beta"] for record in fitted.history] == [1.0, 2.0, 2.0, 2.0] * 2 + [1.0, 2.0]
+
+
+# One epoch of one batch, with a learning rate too small to change anything
+
+PRIORS = {
+    "standard": {},
+    "mixture": {"prior": "gaussian_mixture", "prior_components": 3},
+    "vampprior": {"prior": "vampprior", "prior_components": 3},
+    "top": {"top_latent_dim": 2, "top_hidden_dims": (8,)},
+    "top vampprior": {"prior": "vampprior", "prior_components": 3, "top_latent_dim": 2, "top_hidden_dims": (8,)},
+}
+SAMPLES = 3
+
+
+def model_with(prior, seed=0):
+    """A model with posteriors that differ from the prior, and from each other."""
+    model = VAE.from_params(SMALL.model_copy(update=PRIORS[prior]), seed)
+    model.start_from(TRAIN.images)
+    with torch.no_grad():
+        for index, parameter in enumerate(model.parameters()):
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index)))
+    return model
+
+
+def normal(mu, logvar):
+    return Independent(Normal(mu, torch.exp(0.5 * logvar)), 1)
+
+
+def log_prior(model, z, noise, closed=False):
+    """log p(z), or what a second layer estimates of it, by torch.distributions alone; `closed`: with its exact KL."""
+    prior = model.prior
+    log_q, top = torch.zeros(()), prior
+    if model.params.top_latent_dim:
+        given_z = prior.above(z)
+        y = given_z[0] + torch.exp(0.5 * given_z[1]) * noise
+        log_q = normal(*given_z).log_prob(y) - normal(*prior.below(y)).log_prob(z)
+        if closed:
+            top_kl = kl_divergence(Normal(given_z[0], torch.exp(0.5 * given_z[1])), Normal(0.0, 1.0)).sum(-1)
+            return normal(*prior.below(y)).log_prob(z) - top_kl
+        z, top = y, prior.top
+    if model.params.prior == "standard":
+        return normal(torch.zeros(z.shape[-1]), torch.zeros(z.shape[-1])).log_prob(z) - log_q
+    mu, logvar, log_weight = top.components()
+    return MixtureSameFamily(Categorical(logits=log_weight), normal(mu, logvar)).log_prob(z) - log_q
+
+
+def terms_of(model, samples, seed=0):
+    """What the first batch of `fit` sees: posteriors, draws z [B, K, L] and the prior's noise; −log p(x|z) and
+    log q(z|x) − log p(z), [B, K]; and what is left of the generator."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(TRAIN), generator=generator)
+    x = (TRAIN.images[order] > 127).float()
+    noise = torch.randn(len(x), samples, model.noise_dim, generator=generator)
+    latents = model.params.latent_dim
+    mu, logvar = (part[:, None] for part in model.encode(x))
+    z = mu + torch.exp(0.5 * logvar) * noise[..., :latents]
+    nll = -Independent(Bernoulli(logits=model.decode(z)), 1).log_prob(x[:, None].expand(-1, samples, -1))
+    ratio = normal(mu, logvar).log_prob(z) - log_prior(model, z, noise[..., latents:])
+    return (mu, logvar, z, noise[..., latents:]), nll, ratio, generator
+
+
+def first_epoch(model, seed=0, **params):
+    """The record of an epoch that changes nothing."""
+    fixed = TrainParams(**{"epochs": 1, "batch_size": len(TRAIN), "learning_rate": 1e-30} | params)
+    return fit(model, TRAIN, VALIDATION, fixed, CPU, binarization="threshold", seed=seed).history[0]
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+@pytest.mark.parametrize("samples", [1, SAMPLES])
+def test_the_elbos_loss_is_the_mean_over_images_and_samples(prior, samples):
+    model = model_with(prior)
+    record = first_epoch(model, beta=0.7, importance_samples=samples)
+    with torch.no_grad():
+        (mu, logvar, z, noise), nll, ratio, _ = terms_of(model, samples)
+        kl = ratio.mean()
+        if prior == "standard":
+            kl = kl_divergence(Normal(mu, torch.exp(0.5 * logvar)), Normal(0.0, 1.0)).sum(-1).mean()
+        elif prior == "top":  # whose top layer has a closed form
+            kl = (normal(mu, logvar).log_prob(z) - log_prior(model, z, noise, closed=True)).mean()
+            assert abs(kl - ratio.mean()) > 1e-3
+    assert record["train/reconstruction"] == pytest.approx(nll.mean().item(), rel=1e-5)
+    assert record["train/kl"] == pytest.approx(kl.item(), rel=1e-4)
+    assert record["train/neg_elbo"] == pytest.approx(record["train/reconstruction"] + record["train/kl"])
+    assert record["train/loss"] == pytest.approx((nll.mean() + 0.7 * kl).item(), rel=1e-5)
+
+
+def test_free_bits_hold_up_each_dimensions_mean_and_mmd_is_added_to_the_loss():
+    model = model_with("standard")
+    record = first_epoch(model, beta=0.7, importance_samples=SAMPLES, free_bits=0.2, mmd=500.0)
+    with torch.no_grad():
+        (mu, logvar, z, _), nll, _, generator = terms_of(model, SAMPLES)
+        kl = kl_divergence(Normal(mu, torch.exp(0.5 * logvar)), Normal(0.0, 1.0)).mean((0, 1))
+        prior = torch.randn(len(TRAIN), 4, generator=generator)
+        floored = torch.maximum(kl, torch.tensor(0.2)).sum()
+        distance = 500 * mmd(z[:, 0], prior)
+    assert floored > kl.sum() + 0.01, "a dimension must be below the floor"
+    assert distance > 1
+    assert record["train/kl"] == pytest.approx(kl.sum().item(), rel=1e-4)
+    assert record["train/loss"] == pytest.approx((nll.mean() + 0.7 * floored + distance).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("prior", "doubly"),
+    [*((prior, False) for prior in PRIORS), ("standard", True), ("mixture", True), ("vampprior", True)],
+)
+@pytest.mark.parametrize("beta", [1.0, 0.3])
+def test_the_importance_weighted_loss_is_the_formulas(prior, beta, doubly):
+    """−log (1/K) Σ_k p(x|z_k) (p(z_k)/q(z_k|x))^β, averaged over images; β = 1 is eq. 8 of Burda et al. 2016."""
+    model = model_with(prior)
+    record = first_epoch(model, objective="iwae", importance_samples=SAMPLES, beta=beta, doubly_reparameterized=doubly)
+    with torch.no_grad():
+        _, nll, ratio, _ = terms_of(model, SAMPLES)
+        weights = torch.exp((-nll - beta * ratio).double())
+        loss = -weights.mean(1).log().mean()
+    assert record["train/loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert record["train/reconstruction"] == pytest.approx(nll.mean().item(), rel=1e-5)
+    assert record["train/kl"] == pytest.approx(ratio.mean().item(), rel=1e-4)
+    assert record["train/loss"] < nll.mean().item() + beta * ratio.mean().item()
+
+
+@pytest.mark.parametrize("prior", ["standard", "vampprior"])
+@pytest.mark.parametrize("beta", [1.0, 0.3])
+def test_a_doubly_reparameterized_step_goes_where_the_formula_says(prior, beta):
+    """Decoder and prior: Σ w̃ ∂log w; encoder: Σ ((1 − β) w̃ + β w̃²) ∂log w/∂z ∂z/∂φ, with log w by torch.distributions.
+
+    A VampPrior's part of the encoder is of the first kind.
+    """
+    model = model_with(prior)
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    (mu, logvar, z, _), nll, ratio, _ = terms_of(model, SAMPLES)
+    weights = (-nll - beta * ratio).detach().softmax(1)
+    share = (1 - beta) * weights + beta * weights.square()
+    x = (TRAIN.images[torch.randperm(len(TRAIN), generator=torch.Generator().manual_seed(0))] > 127).float()
+    free = z.detach().requires_grad_()
+    log_weights = Independent(Bernoulli(logits=model.decode(free)), 1).log_prob(x[:, None].expand(-1, SAMPLES, -1))
+    log_q = normal(mu.detach(), logvar.detach()).log_prob(free)
+    log_weights = log_weights + beta * (log_prior(model, free, free[..., :0]) - log_q)
+    usual = torch.autograd.grad((weights * log_weights).sum(), parameters, retain_graph=True, allow_unused=True)
+    (slope,) = torch.autograd.grad(log_weights.sum(), free)
+    through_z = torch.autograd.grad((share[..., None] * slope * z).sum(), parameters, allow_unused=True)
+
+    params = TrainParams(
+        epochs=1,
+        batch_size=len(TRAIN),
+        objective="iwae",
+        importance_samples=SAMPLES,
+        beta=beta,
+        doubly_reparameterized=True,
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    fit(model, TRAIN, VALIDATION, params, CPU, binarization="threshold", optimizer=optimizer)
+    for name, parameter, *parts in zip(names, parameters, usual, through_z, strict=True):
+        expected = -sum(part for part in parts if part is not None) / len(TRAIN)
+        assert (parameter.grad - expected).norm() < 1e-4 * expected.norm(), name
+    assert any(part is None for part in usual) == (prior == "standard")
+
+
+def test_one_importance_sample_has_the_elbos_loss_on_average():
+    model = model_with("standard")
+    one_each = [
+        first_epoch(model, seed=seed, objective="iwae")["train/loss"] - first_epoch(model, seed=seed)["train/loss"]
+        for seed in range(40)
+    ]
+    differences = torch.tensor(one_each)
+    assert 0 < differences.std() < 1
+    assert abs(differences.mean()) < 4 * differences.std() / math.sqrt(len(one_each))
+
+
+@pytest.mark.parametrize("prior", ["mixture", "vampprior", "top vampprior"])
+def test_one_importance_sample_is_the_elbo_where_its_kl_is_sampled(prior):
+    model = model_with(prior)
+    assert first_epoch(model, objective="iwae")["train/loss"] == pytest.approx(
+        first_epoch(model)["train/loss"], rel=1e-6
+    )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prior", PRIORS)
+def test_validation_of_the_bound_is_that_of_torch_distributions(prior):
+    model = model_with(prior)
+    targets = (VALIDATION.images > 127).to(torch.uint8) * 255
+    figures = validate(model, targets, CPU, importance_samples=20)
+    x = to_float(targets)
+    mu, logvar = (part[:, None] for part in model.encode(x))
+    generator, bounds, nlls = torch.Generator().manual_seed(0), [], []
+    for batch, m, v in zip(x.split(51), mu.split(51), logvar.split(51), strict=True):  # 1024 // 20 images at a time
+        noise = torch.randn(len(batch), 20, model.noise_dim, generator=generator)
+        z = m + torch.exp(0.5 * v) * noise[..., :4]
+        log_likelihood = Independent(Bernoulli(logits=model.decode(z)), 1).log_prob(batch[:, None].expand(-1, 20, -1))
+        log_weights = log_likelihood + log_prior(model, z, noise[..., 4:]) - normal(m, v).log_prob(z)
+        bounds.append(log_weights.double().exp().mean(1).log())
+        nlls.append(-log_likelihood)
+    assert figures["neg_bound"] == pytest.approx(-torch.cat(bounds).mean().item(), rel=1e-5)
+    assert figures["reconstruction"] == pytest.approx(torch.cat(nlls).mean().item(), rel=1e-5)
+    assert figures["neg_elbo"] == pytest.approx(figures["reconstruction"] + figures["kl"])
+    assert figures["neg_bound"] < figures["neg_elbo"]
+
+
+@pytest.mark.parametrize("prior", ["mixture", "vampprior"])
+def test_the_bound_is_the_elbo_at_one_sample_and_no_lower_at_several(prior):
+    """Exactly so where both are of the same draws, that is, where the KL has no closed form."""
+    model, targets = model_with(prior), (VALIDATION.images > 127).to(torch.uint8) * 255
+    one, several = (validate(model, targets, CPU, importance_samples=k) for k in (1, 10))
+    assert one["neg_bound"] == pytest.approx(one["neg_elbo"], rel=1e-6)
+    assert several["neg_bound"] < several["neg_elbo"]
+    assert "neg_bound" not in validate(model, targets, CPU)
+
+
+def test_with_the_importance_weighted_objective_the_best_epoch_has_the_best_bound():
+    params = {"objective": "iwae", "importance_samples": 4, "epochs": 60, "learning_rate": 0.03, "batch_size": 16}
+    model, fitted = train(params | {"early_stopping_patience": 2})
+    bounds = [record["val/neg_bound"] for record in fitted.history]
+    assert len(bounds) < 60
+    assert fitted.best_epoch == len(bounds) - 2 == bounds.index(min(bounds)) + 1
+    targets = binarize_once(VALIDATION.images, "dynamic")
+    assert validate(model, targets, CPU, 4)["neg_bound"] == pytest.approx(min(bounds), rel=1e-5)
+    assert all(record["val/neg_bound"] <= record["val/neg_elbo"] for record in fitted.history)
+
+
+@pytest.mark.parametrize(("objective", "best"), [("elbo", 3), ("iwae", 2)])
+def test_the_best_epoch_is_chosen_by_the_objectives_own_figure(objective, best, monkeypatch):
+    figures = iter([(9.0, 8.0), (7.0, 5.0), (6.0, 5.5), (6.5, 7.0)])
+
+    def prepared(*arguments):
+        neg_elbo, neg_bound = next(figures)
+        return {"neg_elbo": neg_elbo, "neg_bound": neg_bound}
+
+    monkeypatch.setattr("vae.training.validate", prepared)
+    _, fitted = train({"epochs": 4, "objective": objective, "importance_samples": 2})
+    assert fitted.best_epoch == best
+    assert [record["improved"] for record in fitted.history] == [int(epoch <= best) for epoch in (1, 2, 3, 4)]
+
+
+@pytest.mark.parametrize("prior", ["mixture", "vampprior", "top", "top vampprior"])
+@pytest.mark.parametrize("objective", ["elbo", "iwae"])
+def test_other_priors_learn_too_and_the_prior_with_them(prior, objective):
+    model = VAE.from_params(SMALL.model_copy(update=PRIORS[prior]), 0)
+    before = {name: value.clone() for name, value in model.prior.state_dict().items()}
+    params = TrainParams(epochs=8, batch_size=64, learning_rate=3e-3, objective=objective, importance_samples=2)
+    history = fit(model, TRAIN, VALIDATION, params, CPU).history
+    assert history[-1]["val/neg_elbo"] < 0.7 * history[0]["val/neg_elbo"]
+    assert all(not torch.equal(value, before[name]) for name, value in model.prior.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("prior", "params", "message"),
+    [
+        ("vampprior", {"free_bits": 0.1}, "free_bits"),
+        ("mixture", {"free_bits": 0.1}, "free_bits"),
+        ("top", {"free_bits": 0.1}, "free_bits"),
+        ("top", {"objective": "iwae", "doubly_reparameterized": True}, "doubly_reparameterized"),
+    ],
+)
+def test_a_model_that_cannot_be_trained_so_is_refused(prior, params, message):
+    with pytest.raises(ConfigError, match=rf"^train\.{message} .*$") as caught:
+        fit(model_with(prior), TRAIN, VALIDATION, TrainParams(**params), CPU)
+    assert "\n" not in str(caught.value)
 
 
 def test_the_mmd_term_pulls_the_aggregate_posterior_to_the_prior_where_no_kl_does():
@@ -226,10 +488,13 @@ def test_bf16_trains_to_about_the_same_figures():
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on the CPU")
-def test_a_compiled_step_trains_to_the_same_figures():
+@pytest.mark.parametrize(
+    "objective", [{}, {"objective": "iwae", "importance_samples": 3, "doubly_reparameterized": True}]
+)
+def test_a_compiled_step_trains_to_the_same_figures(objective):
     compiled = Hardware(torch.device("cpu"), "fp32", compile=True)
-    _, reference = train({"epochs": 2})
-    _, fitted = train({"epochs": 2}, hardware=compiled)
+    _, reference = train({"epochs": 2} | objective)
+    _, fitted = train({"epochs": 2} | objective, hardware=compiled)
     assert fitted.best["val/neg_elbo"] == pytest.approx(reference.best["val/neg_elbo"], rel=1e-3)
 
 

@@ -54,6 +54,12 @@ class Streamed:
         if not steps:
             raise DataError("the DataLoader yields nothing to train on")
 
+    @property
+    def generators(self) -> list[torch.Generator]:
+        """Those of the loader's own, from which it draws its order."""
+        own = (self.loader.generator, getattr(self.loader.sampler, "generator", None))
+        return [generator for generator in own if generator is not None]
+
     def __len__(self) -> int:
         return len(self.loader)
 

@@ -105,15 +105,17 @@ def importance_weighted_bound(log_weights: Tensor) -> Tensor:
     return torch.logsumexp(log_weights, -1) - math.log(log_weights.shape[-1])
 
 
-def doubly_reparameterized_bound(log_weights: Tensor, z: Tensor) -> Tensor:
+def doubly_reparameterized_bound(log_weights: Tensor, z: Tensor, beta: Tensor | float = 1.0) -> Tensor:
     """The importance-weighted bound with the DReG gradient (Tucker et al. 2019, eq. 8): [..., K] -> [...].
 
     In `log_weights` the density log q(z|x) must be that of detached parameters, so that the encoder's gradient comes
     through the samples `z` [..., K, L] alone, each with its normalized weight squared; the decoder's and prior's is the
-    usual one. Adds a hook to `z`.
+    usual one. Where the weights hold q to the power −β, the score that their reparameterization takes away is β times
+    as large, and what is left of a sample's weight w is (1 − β) w + β w². Adds a hook to `z`.
     """
     weights = log_weights.detach().softmax(-1)
     if z.requires_grad:
-        z.register_hook(lambda gradient: gradient * weights.unsqueeze(-1))
+        share = 1 - beta + beta * weights
+        z.register_hook(lambda gradient: gradient * share.unsqueeze(-1))
     surrogate = (weights * log_weights).sum(-1)
     return surrogate + (importance_weighted_bound(log_weights) - surrogate).detach()

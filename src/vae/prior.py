@@ -72,13 +72,16 @@ class Mixture(Prior):
 
     def log_density(self, z: Tensor) -> Tensor:
         """log Σ_c w_c N(z; mu_c, exp(logvar_c)), [..., L] -> [...]."""
-        mu, logvar, log_weight = (part.float() for part in self.components())
-        # Σ_j (z_j − mu_j)² / var_j, multiplied out: two matrix products instead of [..., C, L] differences.
-        with torch.autocast(z.device.type, enabled=False):  # whose rounding the differences wouldn't survive
+        # Σ_j (z_j − mu_j)² / var_j, multiplied out: two matrix products instead of [..., C, L] differences. Narrow
+        # components survive that in double precision only. A training step on a CPU makes do with single, as does MPS.
+        device = z.device.type
+        wide = torch.float32 if device == "mps" or (device == "cpu" and torch.is_grad_enabled()) else torch.float64
+        mu, logvar, log_weight = (part.to(wide) for part in self.components())
+        with torch.autocast(z.device.type, enabled=False):
             precision = torch.exp(-logvar)
             constant = (mu.square() * precision + logvar).sum(-1) + mu.shape[-1] * math.log(2 * math.pi)
-            distance = z.square() @ precision.T - 2 * z @ (mu * precision).T + constant
-        return torch.logsumexp(log_weight - 0.5 * distance, -1)
+            distance = z.to(wide).square() @ precision.T - 2 * z.to(wide) @ (mu * precision).T + constant
+        return torch.logsumexp(log_weight - 0.5 * distance, -1).to(z.dtype)
 
     def sample(self, n: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
         """`n` draws, [n, L]."""
@@ -111,8 +114,8 @@ class VampPrior(Mixture):
         self.pseudo_images = nn.Parameter(torch.rand(components, input_dim))
 
     def start_from(self, images: Tensor) -> None:
-        """Take C of `images` [B, D] as pseudo-images, evenly spread; all of them again where there are fewer."""
-        chosen = torch.arange(len(self.pseudo_images)) * max(1, len(images) // len(self.pseudo_images)) % len(images)
+        """Take C of `images` [B, D] as pseudo-images, evenly spread; each of them several times if they are fewer."""
+        chosen = torch.arange(len(self.pseudo_images)) * len(images) // len(self.pseudo_images)
         self.pseudo_images.copy_(to_float(images[chosen]))
 
     def components(self) -> tuple[Tensor, Tensor, Tensor]:

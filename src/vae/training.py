@@ -142,11 +142,14 @@ class _Loop:
     ) -> None:
         self.model, self.params, self.hardware = model, params, hardware
         self.generator = torch.Generator(hardware.device).manual_seed(seed)
-        self.batches = (
+        self.generators = [self.generator, torch.default_generator]  # the latter gives someone's DataLoader its order
+        self.batches: Resident | Streamed = (
             Resident(all_images(train, model.input_dim), params.batch_size, binarization, self.generator)
             if isinstance(train, Split)
             else Streamed(train, model.input_dim, binarization, self.generator)
         )
+        if isinstance(self.batches, Streamed):
+            self.generators += self.batches.generators
         self.optimizers = [optimizer] if optimizer else make_optimizers(model, params)
         self.scheduler = scheduler
         # Someone's own optimiser keeps its learning rate, unless their own scheduler moves it.
@@ -161,16 +164,15 @@ class _Loop:
         """Weights, optimiser, schedules and random states."""
         return {
             "parts": [part.state_dict() for part in self._parts()],
-            "generator": self.generator.get_state(),
-            "global_generator": torch.get_rng_state(),  # that of someone's DataLoader
+            "generators": [generator.get_state() for generator in self.generators],
         }
 
     def load_state_dict(self, state: State) -> None:
         """Go on from what `state_dict` returned."""
         for part, saved in zip(self._parts(), state["parts"], strict=True):
             part.load_state_dict(saved)
-        self.generator.set_state(state["generator"].cpu())
-        torch.set_rng_state(state["global_generator"].cpu())
+        for generator, found in zip(self.generators, state["generators"], strict=True):
+            generator.set_state(found.cpu())
 
     def _parts(self) -> list[Any]:
         return [self.model, *self.optimizers, *self.schedules, *([self.scheduler] if self.scheduler else [])]
@@ -276,7 +278,7 @@ def _importance_weighted_terms(
     """Loss and KL of the importance-weighted bound, whose log weights are −nll − β · (log q(z|x) − log p(z))."""
     if params.doubly_reparameterized:
         ratio = model.log_ratio(draws._replace(mu=draws.mu.detach(), logvar=draws.logvar.detach()))
-        bound = doubly_reparameterized_bound(-nll - beta * ratio, draws.z)
+        bound = doubly_reparameterized_bound(-nll - beta * ratio, draws.z, beta)
     else:
         ratio = model.log_ratio(draws)
         bound = importance_weighted_bound(-nll - beta * ratio)
