@@ -73,8 +73,9 @@ format: $(READY)  ## Put the code in shape
 	ruff check --fix .
 	ruff format .
 
-bench: $(READY)  ## Measure training and search: against the common recipe, the matrix products, one worker
+bench: $(READY)  ## Measure training, NLL and search: against common recipes, the matrix products, one worker
 	python benchmarks/speed.py
+	python benchmarks/nll.py
 	python benchmarks/workers.py
 
 published: $(READY)  ## Train recipes and compare with published test NLLs: RECIPES="mlp ladder", EPOCHS= to shorten them

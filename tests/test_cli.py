@@ -40,7 +40,7 @@ Outcome = namedtuple("Outcome", "code out err")
 
 
 def spelling(name):
-    return "--" + name.split(".")[-1]
+    return "--" + (name.replace(".", "_") if name in cli.LONG_FLAGS else name.split(".")[-1])
 
 
 def parsed(*arguments):
@@ -81,7 +81,7 @@ def test_every_parameter_has_a_flag_in_two_spellings_with_description_default_an
     *section, key = name.split(".")
     model = type(getattr(cli.DEFAULTS, section[0])) if section else Params
     field, action = model.model_fields[key], ACTIONS[name]
-    assert {f"--{key}", f"--{key.replace('_', '-')}"} <= set(action.option_strings)
+    assert {spelling(name), f"--{spelling(name)[2:].replace('_', '-')}"} <= set(action.option_strings)
     description, default = re.fullmatch(r"(.+) \[.+; default: (.+)\]", action.help.replace("%%", "%")).groups()
     assert description + "." == field.description
     if name not in ("data.validation_size", "evaluate.importance_samples"):

@@ -1,3 +1,4 @@
+import copy
 import math
 
 import numpy as np
@@ -85,8 +86,8 @@ def test_chunks_smaller_than_an_images_samples_give_the_same_estimate():
 
 def test_at_most_a_chunk_of_latents_is_decoded_at_a_time(monkeypatch):
     sizes = []
-    decode = VAE.decode
-    monkeypatch.setattr(VAE, "decode", lambda self, z: sizes.append(z[..., 0].numel()) or decode(self, z))
+    draw = VAE.draw
+    monkeypatch.setattr(VAE, "draw", lambda self, x, noise: sizes.append(noise[..., 0].numel()) or draw(self, x, noise))
     evaluate(model_of(), TARGETS, LABELS, EvaluateParams(importance_samples=50, chunk_size=128))
     assert max(sizes) <= 128
     assert sum(sizes) == 23 * 50
@@ -94,10 +95,66 @@ def test_at_most_a_chunk_of_latents_is_decoded_at_a_time(monkeypatch):
 
 def test_each_image_is_encoded_once(monkeypatch):
     sizes = []
-    encode = VAE.encode
-    monkeypatch.setattr(VAE, "encode", lambda self, x: sizes.append(len(x)) or encode(self, x))
+    encoding = VAE.encoding
+    monkeypatch.setattr(VAE, "encoding", lambda self, x: sizes.append(len(x)) or encoding(self, x))
     evaluate(model_of(), TARGETS, LABELS, EvaluateParams(importance_samples=50, chunk_size=128))
     assert sum(sizes) == 23
+
+
+def exact_importance_weighted_nll(model, x, samples, chunk):
+    """The NLL from the draws that `evaluate` takes of one image, all in float64."""
+    generator = torch.Generator().manual_seed(0)
+    model = copy.deepcopy(model).double()
+    log_weights = []
+    with torch.no_grad():
+        mu, logvar = (moment.double() for moment in model.encode(x.double()))
+        posterior = Normal(mu, torch.exp(0.5 * logvar))
+        for n in [chunk] * (samples // chunk):
+            noise = torch.randn(1, n, model.noise_dim, generator=generator)[0].double()
+            z = posterior.mean + posterior.stddev * noise
+            likelihood = Independent(Bernoulli(logits=model.decode(z)), 1).log_prob(x.double())
+            log_weights.append(likelihood + (Normal(0.0, 1.0).log_prob(z) - posterior.log_prob(z)).sum(1))
+    return math.log(samples) - torch.logsumexp(torch.cat(log_weights), 0).item()
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_nll_is_exact_to_a_ten_thousandth_of_a_nat(scale):
+    model = model_of(8)
+    with torch.no_grad():
+        model.decoder.head.weight.mul_(scale)  # 30: logits as large as those of a trained decoder
+    for number in range(3):
+        image = TARGETS[number : number + 1]
+        result = evaluate(model, image, LABELS[:1], EvaluateParams(importance_samples=1000, chunk_size=250))
+        expected = exact_importance_weighted_nll(model, to_float(image), 1000, 250)
+        assert result.images["nll"][0] == pytest.approx(expected, abs=1e-4 * max(1, scale / 10))
+
+
+@pytest.mark.parametrize("logit", [-100.0, 100.0])
+def test_pixels_that_are_surely_wrong_cost_their_logit(logit):
+    model = model_of()
+    with torch.no_grad():
+        model.decoder.head.weight.zero_()
+        model.output_bias.fill_(logit)
+    result = evaluate(model, TARGETS, LABELS, EvaluateParams(importance_samples=20))
+    white = to_float(TARGETS).sum(1)
+    wrong = white if logit < 0 else 784 - white
+    np.testing.assert_allclose(result.images["reconstruction"], 100 * wrong.double().numpy(), rtol=1e-5)
+    assert np.isfinite(result.images["nll"]).all()
+
+
+def test_bf16_is_for_the_decoders_products_only():
+    model, types = model_of(8), {}
+    model.encoder.head.register_forward_hook(lambda _, inputs, output: types.update(encoder=output.dtype))
+    model.decoder.head.register_forward_hook(lambda _, inputs, output: types.update(decoder=output.dtype))
+    exact, rounded = (
+        evaluate(model, TARGETS, LABELS, EvaluateParams(importance_samples=200, precision=precision))
+        for precision in ("fp32", "bf16")
+    )
+    assert types == {"encoder": torch.float32, "decoder": torch.bfloat16}
+    np.testing.assert_array_equal(exact.mu, rounded.mu)
+    np.testing.assert_array_equal(exact.images["kl"], rounded.images["kl"])
+    np.testing.assert_allclose(exact.images["nll"], rounded.images["nll"], atol=0.5, rtol=0)
+    assert (exact.images["nll"] != rounded.images["nll"]).any()
 
 
 def test_means_weigh_every_image_alike_and_digits_add_up_to_the_whole():

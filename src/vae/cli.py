@@ -19,7 +19,7 @@ from vae.errors import DataError, VAEError
 # gives reconstruction and KL; as many as an NLL needs take minutes without a GPU, with convolutions hours.
 DEFAULTS = Params().replaced({"data.validation_size": 0.05, "evaluate.importance_samples": 1})
 WITHOUT_FLAGS = {"search"}
-LONG_FLAGS = {"train.importance_samples"}  # with the section's name: evaluate has one, too
+LONG_FLAGS = {"train.importance_samples", "evaluate.precision"}  # with the section's name: another has one, too
 WEIGHTS = "vae_model_final.safetensors"
 
 KINDS = {"integer": "an integer", "number": "a number", "boolean": "true or false", "string": "text", "null": "null"}

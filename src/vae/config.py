@@ -184,6 +184,8 @@ class EvaluateParams(Section):
     """Posterior samples per test image, for the NLL; with one it is the −ELBO."""
     chunk_size: PositiveInt = 4096
     """Latents decoded at a time: bounds the memory."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the decoder's matrix products; bf16 is faster where the hardware has it."""
 
 
 class RenderParams(Section):

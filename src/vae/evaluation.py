@@ -113,14 +113,16 @@ def importance_samples(
 ) -> tuple[Tensor, Tensor]:
     """log p(x|z_k) and log q(z_k|x) − log p(z_k) of K posterior samples: [B, K] each.
 
-    The posterior is encoded once an image; at most `chunk_size` latents are decoded at a time.
+    The posterior is encoded once an image; at most `chunk_size` latents are decoded at a time. With `precision` bf16
+    the decoder's matrix products are in bf16; everything else stays in fp32.
     """
     log_likelihoods, log_ratios = [], []
     remaining = params.importance_samples
     while remaining:
         samples = min(remaining, max(1, params.chunk_size // len(x)))
         noise = torch.randn(len(x), samples, model.noise_dim, generator=generator, device=x.device)
-        draws = model.draw(encoding, noise)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=params.precision == "bf16"):
+            draws = model.draw(encoding, noise)
         log_likelihoods.append(-bernoulli_nll(draws.logits, x[:, None]))
         log_ratios.append(model.log_ratio(draws))
         remaining -= samples
