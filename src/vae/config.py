@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -166,6 +166,11 @@ class TrainParams(Section):
             raise ValueError("free_bits is for objective 'elbo': the importance-weighted bound has no KL term")
         if self.mmd and self.objective != "elbo":
             raise ValueError("mmd is for objective 'elbo'")
+        if self.kl_cycles > 1 and not 0 < self.kl_warmup_epochs <= self.epochs / self.kl_cycles:
+            raise ValueError(
+                f"kl_warmup_epochs is {self.kl_warmup_epochs}, with kl_cycles {self.kl_cycles} allowed is 1 to "
+                f"{self.epochs // self.kl_cycles}: the warm-up is a part of each cycle"
+            )
         return self
 
 
@@ -279,10 +284,13 @@ def _domain(name: str, values: Any) -> Range | Choices:
 
 
 def _allowed(section: type[Section], name: str, value: Any) -> Any:
+    field = section.model_fields[name]
+    # By itself: what other parameters it goes with is seen when they are all there.
+    alone = create_model(section.__name__, __base__=Section, **{name: (field.annotation, field)})  # type: ignore[call-overload]
     try:
-        return getattr(section.model_validate({name: value}), name)
+        return getattr(alone.model_validate({name: value}), name)
     except ValidationError as error:
-        raise ValueError(describe(error, section)) from None
+        raise ValueError(describe(error, alone)) from None
 
 
 class Params(Section):
