@@ -72,6 +72,8 @@ PRIORS = {
 def test_the_parts_add_up_to_the_kl(prior):
     n, latents = 3000, 3
     model = model_of(latents, **PRIORS[prior])
+    if prior == "two layers":  # an untrained q(y|z) is nearly p(y), and the draws of y then hardly matter
+        model.prior.up[-1].bias.data[2:] = -3
     mu, logvar = posteriors(n, latents)
     found = split_kl(model, mu, logvar)
     noise = torch.randn(200, n, model.noise_dim, generator=torch.Generator().manual_seed(5))
@@ -106,7 +108,7 @@ def test_equal_posteriors_tell_nothing_of_the_image():
     assert found["aggregate_kl"] > 0.1
 
 
-@pytest.mark.parametrize("distance", [10.0, 1e4])
+@pytest.mark.parametrize("distance", [10.0, 100.0])
 def test_posteriors_far_apart_tell_the_image(distance):
     n = 500
     mu = torch.stack([distance * torch.arange(n), torch.zeros(n)], 1)
