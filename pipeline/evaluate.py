@@ -3,14 +3,18 @@
 import io
 
 import numpy as np
+import torch
 
 from vae import tracking
+from vae.aggregate import split_kl
 from vae.config import Params
-from vae.data import binarize_once, load
+from vae.data import Split, binarize_once, load
 from vae.device import resolve
-from vae.evaluation import describe, evaluate
-from vae.files import write_atomically, write_json
-from vae.stages import METRICS, RAW, load_model, read_dataset, read_run_id, run_stage
+from vae.evaluation import Evaluation, describe, evaluate, linear_probe_accuracy, posterior_means
+from vae.files import sha256, write_atomically, write_json
+from vae.model import VAE
+from vae.sample_quality import sample_quality
+from vae.stages import METRICS, MODEL, RAW, load_model, read_dataset, read_run_id, run_stage
 
 
 def main(params: Params) -> None:
@@ -18,30 +22,49 @@ def main(params: Params) -> None:
     hardware = resolve(params.train)
     model = load_model(params, hardware.device)
     dataset = read_dataset()["name"]
-    test = load(RAW, "test")
-    targets = binarize_once(test.images, params.data.binarization).to(hardware.device)
+    # All training images, those of the validation too: the VAE saw no labels.
+    train, test = (binarized(part, params, hardware.device) for part in ("train", "test"))
     tracking.connect()
-    result = evaluate(model, targets, test.labels, params.evaluate, seed=params.seed, progress=True)
-    metrics = result.metrics()
+    result = evaluate(model, test.images, test.labels, params.evaluate, seed=params.seed, progress=True)
+    metrics = {**result.metrics(), **further_metrics(model, train, test, result, params)}
     by_digit = result.by_digit()
 
     latents = io.BytesIO()
-    np.savez(latents, mu=result.mu, logvar=result.logvar, labels=test.labels.numpy())
+    np.savez(latents, mu=result.mu, logvar=result.logvar, labels=test.labels.cpu().numpy())
     write_atomically(METRICS / "latents.npz", latents.getvalue())
     write_atomically(METRICS / "per_digit.csv", by_digit.to_csv(index=False, float_format="%.4f"))
-    write_json(
-        METRICS / "evaluate.json",
-        {
-            **metrics,
-            "importance_samples": params.evaluate.importance_samples,
-            "binarization": params.data.binarization,
-            "dataset": dataset,
-        },
-    )
+    protocol = {
+        "importance_samples": params.evaluate.importance_samples,
+        "binarization": params.data.binarization,
+        "dataset": dataset,
+        "split": "test",
+        "seed": params.seed,
+        "weights_sha256": sha256(MODEL),
+    }
+    write_json(METRICS / "evaluate.json", {**metrics, **protocol})
     print(describe(metrics, params))
     with tracking.tolerant(), tracking.resume(params, hardware, read_run_id()):
         tracking.log_metrics(metrics, prefix="test/")
         tracking.log_artifact(METRICS / "per_digit.csv")
+
+
+def binarized(part: str, params: Params, device: torch.device) -> Split:
+    """The training or test images, binarized once, and their labels, on `device`."""
+    split = load(RAW, part)
+    return Split(binarize_once(split.images, params.data.binarization), split.labels).to(device)
+
+
+def further_metrics(model: VAE, train: Split, test: Split, result: Evaluation, params: Params) -> dict[str, float]:
+    """What looks at the test set as a whole: the KL's split, a linear probe of the means, the quality of samples."""
+    mu, logvar = (torch.from_numpy(part).to(test.images.device) for part in (result.mu, result.logvar))
+    train_mu = posterior_means(model, train.images, params.evaluate).cpu().numpy()
+    binary = params.data.binarization != "none"
+    return {
+        **split_kl(model, mu, logvar, seed=params.seed),
+        "linear_probe_accuracy": linear_probe_accuracy(train_mu, train.labels.cpu(), result.mu, test.labels.cpu()),
+        "linear_probe_images": len(train),
+        **sample_quality(model, train, test, params.evaluate, binary=binary, seed=params.seed),
+    }
 
 
 if __name__ == "__main__":

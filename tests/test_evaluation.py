@@ -7,9 +7,18 @@ import pytest
 import torch
 from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
 
-from vae.config import EvaluateParams, ModelParams
+from vae.config import EvaluateParams, ModelParams, Params
 from vae.data import to_float
-from vae.evaluation import active_units, evaluate
+from vae.evaluation import (
+    Evaluation,
+    active_units,
+    describe,
+    evaluate,
+    has_collapsed,
+    linear_probe_accuracy,
+    posterior_means,
+    summary,
+)
 from vae.model import VAE
 
 
@@ -177,3 +186,111 @@ def test_active_units_of_a_digit_are_counted_among_its_own_images():
     result = evaluate(model_of(), TARGETS, LABELS, EvaluateParams(importance_samples=2))
     expected = [active_units(result.mu[(pd.Series(LABELS) == digit).to_numpy()]) for digit in range(10)]
     assert result.by_digit()["active_units"].tolist() == expected
+
+
+def test_the_sampling_error_is_the_spread_of_repeated_estimates():
+    """Var(w) / (K mean(w)²) says it from one estimate; here are 100 of them."""
+    model, params = model_of(2), EvaluateParams(importance_samples=300)
+    repeated = [evaluate(model, TARGETS, LABELS, params, seed=seed) for seed in range(100)]
+    nll, error = (np.stack([result.images[name] for result in repeated]) for name in ("nll", "nll_sampling_error"))
+    # 23 variances of 99 degrees of freedom each: their mean is right to √(2 / (23 · 99)) = 3 %, or 7 % if one image
+    # dominates; the delta method's own error is of order 1 / K.
+    assert nll.var(0, ddof=1).sum() == pytest.approx(np.square(error).mean(0).sum(), rel=0.3)
+    whole = [result.metrics() for result in repeated]
+    spread = np.std([metrics["nll"] for metrics in whole], ddof=1)
+    assert spread == pytest.approx(np.mean([metrics["nll_sampling_error"] for metrics in whole]), rel=0.3)
+
+
+def test_the_standard_error_is_that_of_a_mean_and_the_sampling_errors_are_independent():
+    images = pd.DataFrame(dict.fromkeys(("reconstruction", "kl", "elbo"), [0.0] * 4))
+    images["elbo"] = -5.0
+    images["nll"], images["nll_sampling_error"] = [1.0, 2.0, 3.0, 4.0], [3.0, 0.0, 4.0, 0.0]
+    found = summary(images)
+    assert found["nll_standard_error"] == pytest.approx(math.sqrt(5 / 3 / 4))
+    assert found["nll_sampling_error"] == pytest.approx(5 / 4)
+    assert found["elbo_gap"] == 5 - 2.5
+
+
+@pytest.mark.filterwarnings("ignore:Degrees of freedom:RuntimeWarning", "ignore:invalid value:RuntimeWarning")
+def test_what_one_sample_or_one_image_does_not_tell_is_left_out():
+    params = EvaluateParams(importance_samples=1)
+    metrics = evaluate(model_of(), TARGETS, LABELS, params).metrics()
+    assert "nll_sampling_error" not in metrics
+    assert metrics["nll_standard_error"] > 0
+    metrics = evaluate(model_of(), TARGETS[:1], LABELS[:1], EvaluateParams(importance_samples=5)).metrics()
+    assert "nll_standard_error" not in metrics
+    assert metrics["nll_sampling_error"] > 0
+
+
+def test_errors_and_gaps_of_digits_are_those_of_their_images():
+    result = evaluate(model_of(), TARGETS, LABELS, EvaluateParams(importance_samples=20))
+    metrics, digits = result.metrics(), result.by_digit()
+    squared = (digits["images"] * digits["nll_sampling_error"]).pow(2).sum()
+    assert math.sqrt(squared) / 23 == pytest.approx(metrics["nll_sampling_error"])
+    assert np.average(digits["elbo_gap"], weights=digits["images"]) == pytest.approx(metrics["elbo_gap"])
+    of_two = result.images.loc[result.images["label"] == 2, "nll"].to_numpy()
+    assert digits["nll_standard_error"][2] == pytest.approx(np.std(of_two, ddof=1) / math.sqrt(3))
+
+
+def evaluation_of(variances, kl):
+    mu = np.random.default_rng(0).normal(size=(1000, len(variances))) * np.sqrt(variances)
+    columns = {
+        "label": 0,
+        "reconstruction": 100.0,
+        "kl": kl,
+        "elbo": -100 - kl,
+        "nll": 100.0,
+        "nll_sampling_error": 0.1,
+    }
+    return Evaluation(pd.DataFrame(columns, index=range(1000)), mu.astype(np.float32), np.zeros_like(mu, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("variances", "kl", "collapsed"),
+    [
+        ([1.0] * 22 + [0.0] * 18, 25.0, False),  # dimensions to spare are no collapse
+        ([1.0] * 5 + [0.005] * 35, 9.0, False),
+        ([1.0] * 4 + [0.005] * 36, 9.0, True),
+        ([0.0, 0.0], 0.5, True),
+        ([1.0, 0.0], 3.0, False),
+        ([1.0, 1.0], 0.05, True),
+        ([1.0], 3.0, False),
+    ],
+)
+def test_a_collapse_is_told_where_next_to_no_dimension_is_used_or_the_kl_is_none(variances, kl, collapsed):
+    metrics = evaluation_of(variances, kl).metrics()
+    assert metrics["active_units"] + metrics["collapsed_units"] == len(variances)
+    assert metrics["collapsed_units"] == sum(variance < 0.01 for variance in variances)
+    assert has_collapsed(metrics) == collapsed
+    params = Params().replaced({"model.latent_dim": len(variances)})
+    lines = describe(metrics, params).splitlines()
+    assert len(lines) == 1 + collapsed
+    assert lines[-1].startswith("warning: posterior collapse") == collapsed
+
+
+def test_posterior_means_are_the_evaluations_whatever_the_chunks():
+    model = model_of(4)
+    result = evaluate(model, TARGETS, LABELS, EvaluateParams(importance_samples=2))
+    for chunk_size in (1, 7, 100):
+        means = posterior_means(model, TARGETS, EvaluateParams(chunk_size=chunk_size))
+        np.testing.assert_allclose(means.numpy(), result.mu, atol=1e-5)
+
+
+def test_a_linear_probe_finds_what_is_linear_alone():
+    generator = np.random.default_rng(0)
+    mu = generator.normal(size=(2000, 3)).astype(np.float32)
+    halves = [(mu[:1000], mu[1000:]), (slice(1000), slice(1000, None))]
+    (train, test), (first, second) = halves
+    sides = torch.from_numpy((mu[:, 0] > 0.0) * 1 + (mu[:, 1] > 0.0) * 2)
+    crossed = torch.from_numpy((mu[:, 0] * mu[:, 1] > 0) * 1)
+    assert linear_probe_accuracy(train, sides[first], test, sides[second]) > 0.97
+    assert linear_probe_accuracy(train, crossed[first], test, crossed[second]) < 0.6
+    # Told of the test images: with labels turned round there, it is wrong nearly always.
+    assert linear_probe_accuracy(train, sides[first], test, 3 - sides[second]) < 0.03
+
+
+def test_a_probe_of_one_dimension_and_of_a_constant_one_works():
+    mu = np.random.default_rng(0).normal(size=(600, 1)).astype(np.float32)
+    labels = torch.from_numpy((mu[:, 0] > 0) * 1)
+    assert linear_probe_accuracy(mu, labels, mu, labels) > 0.97
+    assert linear_probe_accuracy(mu * 0, labels, mu * 0, labels) == pytest.approx(0.5, abs=0.05)

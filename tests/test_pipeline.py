@@ -95,14 +95,36 @@ def test_repro_writes_every_output_that_is_declared(reproduced):
 def test_the_evaluation_has_the_figures_that_belong_together(reproduced):
     metrics = json.loads((reproduced / "metrics/evaluate.json").read_text())
     assert list(metrics) == [
-        *("reconstruction", "kl", "elbo", "nll", "active_units", "n_test"),
-        *("importance_samples", "binarization", "dataset"),
+        *("reconstruction", "kl", "elbo", "nll", "nll_standard_error", "nll_sampling_error", "elbo_gap"),
+        *("active_units", "collapsed_units", "n_test"),
+        *("mutual_information", "aggregate_kl", "total_correlation", "dimensionwise_kl"),
+        *("linear_probe_accuracy", "linear_probe_images", "classifier_accuracy", "classifier_images"),
+        *("sample_frechet_distance", "train_frechet_distance", "sample_confidence", "sample_label_entropy"),
+        *("importance_samples", "binarization", "dataset", "split", "seed", "weights_sha256"),
     ]
     assert math.isclose(metrics["elbo"], -(metrics["reconstruction"] + metrics["kl"]), rel_tol=1e-9)
     assert 50 < metrics["nll"] < metrics["reconstruction"] + metrics["kl"] + 0.1 < 300
     assert metrics["active_units"] in (0, 1, 2)
     assert (metrics["n_test"], metrics["importance_samples"]) == (1000, 8)
     assert (metrics["binarization"], metrics["dataset"]) == ("dynamic", "MNIST-bundled-5000")
+    assert (metrics["split"], metrics["seed"]) == ("test", 0)
+    assert metrics["weights_sha256"] == sha256(reproduced / MODEL)
+    assert (metrics["linear_probe_images"], metrics["classifier_images"]) == (4000, 3000)
+    assert metrics["elbo_gap"] == pytest.approx(-metrics["elbo"] - metrics["nll"])
+    assert 0 < metrics["nll_sampling_error"] < metrics["nll_standard_error"] < 5
+    assert metrics["mutual_information"] + metrics["aggregate_kl"] == pytest.approx(metrics["kl"], abs=0.5)
+    assert 0 < metrics["mutual_information"] <= math.log(1000)
+    assert 0.2 < metrics["linear_probe_accuracy"] < 1
+    assert 0.85 < metrics["classifier_accuracy"] < 1
+    assert metrics["sample_frechet_distance"] > metrics["train_frechet_distance"]
+
+
+def test_the_runs_test_figures_are_the_evaluations_numbers(reproduced):
+    metrics = json.loads((reproduced / "metrics/evaluate.json").read_text())
+    (run,) = runs_of(reproduced)
+    logged = {name: value for name, value in run.data.metrics.items() if name.startswith("test/")}
+    protocol = ("importance_samples", "binarization", "dataset", "split", "seed", "weights_sha256")
+    assert logged == {f"test/{name}": value for name, value in metrics.items() if name not in protocol}
 
 
 def test_the_table_by_digit_averages_to_the_metrics(reproduced):

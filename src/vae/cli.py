@@ -63,7 +63,8 @@ def train(params: Params, output: Path, data: Path) -> None:
         )
         metrics = result.metrics()
         if params.evaluate.importance_samples == 1:
-            del metrics["nll"]  # it is the −ELBO then
+            for name in ("nll", "nll_standard_error", "elbo_gap"):  # it is the −ELBO then
+                del metrics[name]
         print(evaluation.describe(metrics, params))
         tests = {f"test/{name}": value for name, value in metrics.items()}
         write_json(output / "metrics.json", {"dataset": record["name"], **training.summary, **tests})

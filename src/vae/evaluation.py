@@ -1,8 +1,10 @@
 """Test-set metrics: one table with a row an image, and its averages as one flat table of numbers.
 
-Everything is computed in fp32 and from a fixed seed: the same weights give the same figures.
+Everything is computed in fp32 and from a fixed seed: the same weights give the same figures. What looks at the test
+set as a whole is in `vae.aggregate` (the KL's split) and `vae.sample_quality`.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -19,6 +21,9 @@ from vae.model import VAE, Encoding
 from vae.objective import bernoulli_nll, importance_weighted_bound
 
 ACTIVE_UNIT_VARIANCE = 0.01  # Burda et al. 2016, section 5.2
+# When to warn. A model with dimensions to spare leaves many unused (at β = 1 on MNIST about half of 40): no error.
+COLLAPSED_SHARE = 0.9
+COLLAPSED_KL = 0.1  # nats per image; which of ten digits it is takes 2.3
 
 Floats = npt.NDArray[np.float32]
 
@@ -27,37 +32,77 @@ Floats = npt.NDArray[np.float32]
 class Evaluation:
     """A test set's figures, image by image, and its posterior means and log-variances [N, L]."""
 
-    images: pd.DataFrame  # label, reconstruction, kl, elbo, nll; nats
+    images: pd.DataFrame  # label, reconstruction, kl, elbo, nll, nll_sampling_error; nats
     mu: Floats
     logvar: Floats
 
     def metrics(self) -> dict[str, float]:
-        """Means over all images, in nats per image, and the number of active units."""
-        means = self.images.drop(columns="label").mean()
-        return {
-            **{str(name): value for name, value in means.items()},
-            "active_units": active_units(self.mu),
+        """Means over all images, in nats per image, the NLL's errors, and the numbers of units and images.
+
+        What isn't defined is left out: the NLL's sampling error with one importance sample, its standard error with
+        one image.
+        """
+        active = active_units(self.mu)
+        figures = {
+            **summary(self.images),
+            "active_units": active,
+            "collapsed_units": self.mu.shape[1] - active,
             "n_test": len(self.images),
         }
+        return {name: value for name, value in figures.items() if not math.isnan(value)}
 
     def by_digit(self) -> pd.DataFrame:
-        """The same means by label, with the number of images and the active units of each."""
-        groups = self.images.groupby("label")
-        table = groups.mean()
-        table["active_units"] = [active_units(self.mu[index]) for index in groups.indices.values()]
-        table.insert(0, "images", groups.size())
-        return table.rename_axis("digit").reset_index()
+        """The same by label: the number of images, means and errors, and the active units of each."""
+        rows = [
+            {"digit": digit, "images": len(part), **summary(part), "active_units": active_units(self.mu[part.index])}
+            for digit, part in self.images.groupby("label")
+        ]
+        return pd.DataFrame(rows)
+
+
+def summary(images: pd.DataFrame) -> dict[str, float]:
+    """Means over rows of `Evaluation.images`, the NLL's two errors (NaN where undefined), and the gap to the −ELBO.
+
+    `nll_standard_error` is that of a mean over images, as a sample of all that there could be: std / √N.
+    `nll_sampling_error` is the importance sampling's on these very images, where the draws alone are random. It
+    doesn't tell of the bias: with K samples the NLL is too large, by less the more there are (Burda et al. 2016).
+    """
+    means = {name: float(images[name].mean()) for name in ("reconstruction", "kl", "elbo", "nll")}
+    return {
+        **means,
+        "nll_standard_error": float(images["nll"].std()) / math.sqrt(len(images)),
+        "nll_sampling_error": float(np.linalg.norm(images["nll_sampling_error"])) / len(images),
+        "elbo_gap": -means["elbo"] - means["nll"],
+    }
 
 
 def describe(metrics: Mapping[str, float], params: Params) -> str:
-    """One line on a test set's metrics; the NLL is told where they have it."""
+    """A line on a test set's metrics, one more on what looks at it as a whole, and a warning: those that there are."""
     terms = f"reconstruction {metrics['reconstruction']:.2f} + KL {metrics['kl']:.2f}"
     nll = f", NLL {metrics['nll']:.2f}" if "nll" in metrics else ""
     samples = f" ({params.evaluate.importance_samples} importance samples)" if nll else ""
-    return (
+    lines = [
         f"test −ELBO {-metrics['elbo']:.2f} = {terms}{nll} nats per image{samples}, "
         f"{metrics['active_units']} of {params.model.latent_dim} latent dimensions active"
-    )
+    ]
+    if "mutual_information" in metrics:
+        lines.append(
+            f"mutual information {metrics['mutual_information']:.2f} (at most {math.log(metrics['n_test']):.2f}) nats, "
+            f"linear probe {metrics['linear_probe_accuracy']:.1%}, Fréchet distance of samples "
+            f"{metrics['sample_frechet_distance']:.1f} (training images {metrics['train_frechet_distance']:.1f})"
+        )
+    if has_collapsed(metrics):
+        lines.append(
+            "warning: posterior collapse, the latents tell next to nothing of an image: "
+            "lower train.beta, or set train.kl_warmup_epochs or train.free_bits"
+        )
+    return "\n".join(lines)
+
+
+def has_collapsed(metrics: Mapping[str, float]) -> bool:
+    """Whether all or nearly all latent dimensions are unused, or the KL is about 0."""
+    units = metrics["active_units"] + metrics["collapsed_units"]
+    return metrics["kl"] < COLLAPSED_KL or metrics["collapsed_units"] >= COLLAPSED_SHARE * units
 
 
 def active_units(mu: Floats) -> int:
@@ -90,12 +135,13 @@ def evaluate(
         mu, logvar = encoding.mu, encoding.logvar
         log_likelihood, log_ratio = importance_samples(model, x, encoding, params, generator)
         kl = exact_kl(model, mu, logvar) if model.params.kl_is_exact else log_ratio.mean(-1)
-        nll = -importance_weighted_bound(log_likelihood - log_ratio)
-        rows.append(torch.stack([-log_likelihood.mean(-1), kl, nll], 1).double().cpu())
+        log_weights = log_likelihood - log_ratio
+        nll, error = -importance_weighted_bound(log_weights), sampling_error(log_weights)
+        rows.append(torch.stack([-log_likelihood.mean(-1), kl, nll, error], 1).double().cpu())
         mus.append(mu.cpu())
         logvars.append(logvar.cpu())
     mu, logvar = torch.cat(mus), torch.cat(logvars)
-    reconstruction, kl, nll = torch.cat(rows).unbind(1)
+    reconstruction, kl, nll, error = torch.cat(rows).unbind(1)
     table = pd.DataFrame(
         {
             "label": labels.cpu().numpy(),
@@ -103,6 +149,7 @@ def evaluate(
             "kl": kl.numpy(),
             "elbo": -(reconstruction + kl).numpy(),
             "nll": nll.numpy(),
+            "nll_sampling_error": error.numpy(),
         }
     )
     return Evaluation(table, mu.numpy(), logvar.numpy())
@@ -129,7 +176,39 @@ def importance_samples(
     return torch.cat(log_likelihoods, -1), torch.cat(log_ratios, -1)
 
 
+def sampling_error(log_weights: Tensor) -> Tensor:
+    """The standard error of log (1/K) Σ_k w_k from log weights: [..., K] -> [...], NaN for K = 1.
+
+    Delta method: the variance of log(mean) is about that of the mean, over the mean squared, Var(w) / (K · mean(w)²).
+    Too small where a few samples have most of the weight.
+    """
+    samples = log_weights.shape[-1]
+    weights = log_weights.double().softmax(-1) * samples  # their mean is 1
+    return ((weights - 1).square().sum(-1) / (samples * (samples - 1))).sqrt()
+
+
 def exact_kl(model: VAE, mu: Tensor, logvar: Tensor) -> Tensor:
     """The KL of posteriors [B, L] in closed form, [B]."""
     mu, logvar = mu.double(), logvar.double()
     return model.prior.kl(mu, logvar, mu).sum(-1)
+
+
+@torch.no_grad()
+def posterior_means(model: VAE, images: Tensor, params: EvaluateParams) -> Tensor:
+    """The means of q(z|x) of binarized `images`, uint8 [N, D] on the model's device: [N, L]."""
+    model.eval()
+    return torch.cat([model.encode(to_float(batch))[0] for batch in images.split(params.chunk_size)])
+
+
+def linear_probe_accuracy(train_mu: Floats, train_labels: Tensor, test_mu: Floats, test_labels: Tensor) -> float:
+    """How often a linear classifier of posterior means [N, L] names the digit: fitted on training, told of test images.
+
+    Multinomial logistic regression on standardized means, as scikit-learn has it by default. Nothing in it is random.
+    """
+    from sklearn.linear_model import LogisticRegression  # a second of import: only where it is needed
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    probe.fit(train_mu, train_labels.numpy())
+    return float(probe.score(test_mu, test_labels.numpy()))
