@@ -137,7 +137,8 @@ def evaluate(
         kl = exact_kl(model, mu, logvar) if model.params.kl_is_exact else log_ratio.mean(-1)
         log_weights = log_likelihood - log_ratio
         nll, error = -importance_weighted_bound(log_weights), sampling_error(log_weights)
-        rows.append(torch.stack([-log_likelihood.mean(-1), kl, nll, error], 1).double().cpu())
+        columns = (-log_likelihood.mean(-1), kl, nll, error)
+        rows.append(torch.stack([column.cpu().double() for column in columns], 1))
         mus.append(mu.cpu())
         logvars.append(logvar.cpu())
     mu, logvar = torch.cat(mus), torch.cat(logvars)
@@ -183,13 +184,13 @@ def sampling_error(log_weights: Tensor) -> Tensor:
     Too small where a few samples have most of the weight.
     """
     samples = log_weights.shape[-1]
-    weights = log_weights.double().softmax(-1) * samples  # their mean is 1
+    weights = log_weights.softmax(-1) * samples  # their mean is 1
     return ((weights - 1).square().sum(-1) / (samples * (samples - 1))).sqrt()
 
 
 def exact_kl(model: VAE, mu: Tensor, logvar: Tensor) -> Tensor:
-    """The KL of posteriors [B, L] in closed form, [B]."""
-    mu, logvar = mu.double(), logvar.double()
+    """The KL of posteriors [B, L] in closed form, [B], on the CPU in double precision, which not all devices have."""
+    mu, logvar = mu.cpu().double(), logvar.cpu().double()
     return model.prior.kl(mu, logvar, mu).sum(-1)
 
 
