@@ -82,7 +82,7 @@ CONV: Values = {
 }
 
 # Two stochastic layers: 32 latents with the mixture as their prior, and 2 at each of 7×7 positions below them.
-LADDER: Values = CONV | {"model.latent_dim": 32, "model.lower_latent_dim": 2, "train.epochs": 80}
+LADDER: Values = CONV | {"model.latent_dim": 32, "model.lower_latent_dim": 2, "train.epochs": 120}
 
 # For a GPU; it was never run to its end.
 LARGE: Values = {
