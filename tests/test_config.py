@@ -351,9 +351,18 @@ def test_a_space_takes_ranges_choices_and_lists_of_widths(load):
     assert params.replaced({}) == params
 
 
+def test_a_space_may_hold_what_only_goes_with_other_values(load):
+    """Whether a trial's values go together is seen when it has them all."""
+    params = load("train: {objective: iwae}\nsearch: {space: {doubly_reparameterized: [true, false]}}")
+    assert params.search.space == {"doubly_reparameterized": (True, False)}
+    assert params.replaced({"train.doubly_reparameterized": True}).train.doubly_reparameterized
+    with pytest.raises(ConfigError, match=r"^train: doubly_reparameterized is for objective 'iwae'$"):
+        params.replaced({"train.doubly_reparameterized": True, "train.objective": "elbo"})
+
+
 def test_replaced_values_are_checked_like_those_of_the_file(load):
     params = load("train: {beta: 2.0}")
     assert params.replaced({"train.beta": 3.0}).train.beta == 3.0
     assert params.train.beta == 2.0
-    with pytest.raises(ValidationError):
+    with pytest.raises(ConfigError, match=r"^train\.beta is -1\.0, allowed is greater than or equal to 0$"):
         params.replaced({"train.beta": -1.0})
