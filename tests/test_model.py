@@ -1,3 +1,4 @@
+import math
 import pickle
 
 import pytest
@@ -181,7 +182,7 @@ def test_an_initialization_has_the_spread_of_its_formula_and_zero_biases(network
     for layer in layers_of(VAE(**network, initialization=initialization)):
         weight = layer.weight.detach()
         rows = weight.flatten(1)
-        receptive = weight[0, 0].numel()  # 1 of a linear layer
+        receptive = math.prod(getattr(layer, "kernel_size", ()))  # 1 of a linear layer
         n_out, n_in = len(rows) * receptive, rows.shape[1]
         assert layer.bias is None or not layer.bias.any()
         if initialization == "orthogonal":
