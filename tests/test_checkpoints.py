@@ -104,6 +104,12 @@ VARIANTS = {
     "iwae": {"objective": "iwae", "importance_samples": 3, "doubly_reparameterized": True},
     "vampprior": {"network": {"prior": "vampprior", "prior_components": 5}},
     "two layers": {"network": {"prior": "gaussian_mixture", "lower_latent_dim": 2}},
+    "muon": {"optimizer": "muon", "lr_schedule": "one_cycle", "weight_decay": 0.01},
+    "muon, conv, two layers": {
+        "optimizer": "muon",
+        "lr_schedule": "cosine",
+        "network": {"architecture": "conv", "hidden_dims": (3, 4), "dense_dims": (5,), "lower_latent_dim": 1},
+    },
 }
 
 

@@ -12,7 +12,7 @@ from vae.config import EvaluateParams, ModelParams
 from vae.data import to_float
 from vae.evaluation import evaluate, importance_samples
 from vae.model import VAE
-from vae.prior import GaussianMixture, StandardNormal, VampPrior
+from vae.prior import GaussianMixture, StandardNormal
 
 PIXELS = 9
 PRIORS = {
