@@ -104,7 +104,7 @@ def run(recipe: Recipe, params: Params) -> Row:
 
 
 def fingerprint(params: Params) -> str:
-    """What makes a result this recipe's: its parameters, without those at their defaults, so that new ones do no harm."""
+    """What makes a result this recipe's: its parameters, less those at their defaults, so that new ones do no harm."""
     facts = params.model_dump_json(exclude={"search", "render"}, exclude_defaults=True)
     return hashlib.sha256(facts.encode()).hexdigest()[:8]
 
