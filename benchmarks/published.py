@@ -56,7 +56,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[list[Recipe], dict[str, Any]
     changes = {name: value for name, value in values.items() if value is not None}
     try:
         Params().replaced(changes)
-    except ValueError:
+    except ConfigError:
         parser.error("epochs and samples are whole numbers from 1")
     return [names[name] for name in wanted], changes
 

@@ -103,7 +103,13 @@ VARIANTS = {
     "cycles": {"kl_cycles": 2, "kl_warmup_epochs": 2, "mmd": 1.0},
     "iwae": {"objective": "iwae", "importance_samples": 3, "doubly_reparameterized": True},
     "vampprior": {"network": {"prior": "vampprior", "prior_components": 5}},
-    "two layers": {"network": {"prior": "gaussian_mixture", "top_latent_dim": 2, "top_hidden_dims": (4,)}},
+    "two layers": {"network": {"prior": "gaussian_mixture", "lower_latent_dim": 2}},
+    "muon": {"optimizer": "muon", "lr_schedule": "one_cycle", "weight_decay": 0.01},
+    "muon, conv, two layers": {
+        "optimizer": "muon",
+        "lr_schedule": "cosine",
+        "network": {"architecture": "conv", "hidden_dims": (3, 4), "dense_dims": (5,), "lower_latent_dim": 1},
+    },
 }
 
 
@@ -353,14 +359,6 @@ def test_deleting_takes_the_folder_and_what_a_killed_process_left_in_it(tmp_path
     (folder / ".000005.pt.k3x_9w").write_bytes(b"half of it")
     checkpoints.delete()
     assert not folder.exists()
-
-
-def test_deleting_leaves_alone_what_is_not_its_own(tmp_path):
-    checkpoints = Checkpoints(tmp_path)
-    train(checkpoints)
-    (tmp_path / "notes.txt").write_text("mine")
-    checkpoints.delete()
-    assert names(tmp_path) == ["notes.txt"]
 
 
 @pytest.fixture

@@ -113,8 +113,7 @@ def test_mirrors_that_are_allowed(load, url):
         ),
         ("model: {prior: mog}", "model.prior", "'mog'", "'standard', 'gaussian_mixture' or 'vampprior'"),
         ("model: {prior_components: 0}", "model.prior_components", "0", "greater than or equal to 1"),
-        ("model: {top_latent_dim: 0}", "model.top_latent_dim", "0", "greater than or equal to 1"),
-        ("model: {top_hidden_dims: []}", "model.top_hidden_dims", "[]", "at least 1 item"),
+        ("model: {lower_latent_dim: 0}", "model.lower_latent_dim", "0", "greater than or equal to 1"),
         ("train: {objective: vae}", "train.objective", "'vae'", "'elbo' or 'iwae'"),
         ("train: {importance_samples: 0}", "train.importance_samples", "0", "greater than or equal to 1"),
         ("train: {kl_cycles: 0}", "train.kl_cycles", "0", "greater than or equal to 1"),
@@ -138,7 +137,11 @@ def test_a_bad_value_is_refused_with_its_key_what_was_given_and_what_is_allowed(
     [
         ("train: {epoch: 3}", "train.epoch", "did you mean 'epochs'?"),
         ("trian: {epochs: 3}", "trian", "did you mean 'train'?"),
-        ("model: {zebra: 1}", "model.zebra", "allowed are activation, architecture, decoder_skip, hidden_dims"),
+        (
+            "model: {zebra: 1}",
+            "model.zebra",
+            "allowed are activation, architecture, decoder_skip, dense_dims, hidden_dims",
+        ),
         ('train: {"two\\nlines": 1}', "train.two lines", "allowed are batch_size"),
         ("zebra: {a: 1}", "zebra", "allowed are data, evaluate, model, render, search, seed, train"),
     ],
@@ -178,6 +181,15 @@ def test_bundled_digits_are_mnist_only(load, dataset):
             "model: {architecture: conv, activation: glu}",
             "model: activation 'glu' is for architecture 'mlp', not 'conv'",
         ),
+        ("model: {dense_dims: [8]}", "model: dense_dims is for architecture 'conv', not 'mlp': say hidden_dims"),
+        (
+            "train: {epochs: 10, kl_cycles: 3}",
+            "train: kl_warmup_epochs is 0, with kl_cycles 3 allowed is 1 to 3: the warm-up is a part of each cycle",
+        ),
+        (
+            "train: {epochs: 10, kl_cycles: 3, kl_warmup_epochs: 4}",
+            "train: kl_warmup_epochs is 4, with kl_cycles 3 allowed is 1 to 3: the warm-up is a part of each cycle",
+        ),
         ("train: {doubly_reparameterized: true}", "train: doubly_reparameterized is for objective 'iwae'"),
         (
             "train: {objective: iwae, free_bits: 0.1}",
@@ -187,13 +199,13 @@ def test_bundled_digits_are_mnist_only(load, dataset):
         *[
             (
                 f"train: {{free_bits: 0.1}}\nmodel: {{{unfit}}}",
-                "train.free_bits needs a KL for each dimension: model.prior 'standard', no top_latent_dim",
+                "train.free_bits needs a KL for each dimension: model.prior 'standard', no lower_latent_dim",
             )
-            for unfit in ("prior: vampprior", "prior: gaussian_mixture", "top_latent_dim: 2")
+            for unfit in ("prior: vampprior", "prior: gaussian_mixture", "lower_latent_dim: 2")
         ],
         (
-            "train: {objective: iwae, doubly_reparameterized: true}\nmodel: {top_latent_dim: 2}",
-            "train.doubly_reparameterized is for models without top_latent_dim",
+            "train: {objective: iwae, doubly_reparameterized: true}\nmodel: {lower_latent_dim: 2}",
+            "train.doubly_reparameterized is for models without lower_latent_dim",
         ),
     ],
 )
@@ -204,11 +216,14 @@ def test_what_cannot_go_together_is_refused_by_name(load, content, problem):
 @pytest.mark.parametrize(
     "content",
     [
-        "model: {activation: glu, decoder_skip: true, prior: vampprior, top_latent_dim: 4}",
+        "model: {activation: glu, decoder_skip: true, prior: vampprior, lower_latent_dim: 4}",
         "model: {architecture: conv, prior: vampprior}",
+        "model: {architecture: conv, dense_dims: [64, 32], lower_latent_dim: 2}",
+        "train: {epochs: 10, kl_cycles: 3, kl_warmup_epochs: 3}",
+        "train: {optimizer: muon, muon_learning_rate: 0.01}",
         "train: {free_bits: 0.1, importance_samples: 5, mmd: 1, kl_cycles: 4, kl_warmup_epochs: 2}",
         "train: {objective: iwae, doubly_reparameterized: true}\nmodel: {prior: vampprior}",
-        "train: {objective: iwae}\nmodel: {top_latent_dim: 2}",
+        "train: {objective: iwae}\nmodel: {lower_latent_dim: 2}",
     ],
 )
 def test_what_can_go_together_is_not(load, content):
@@ -336,9 +351,18 @@ def test_a_space_takes_ranges_choices_and_lists_of_widths(load):
     assert params.replaced({}) == params
 
 
+def test_a_space_may_hold_what_only_goes_with_other_values(load):
+    """Whether a trial's values go together is seen when it has them all."""
+    params = load("train: {objective: iwae}\nsearch: {space: {doubly_reparameterized: [true, false]}}")
+    assert params.search.space == {"doubly_reparameterized": (True, False)}
+    assert params.replaced({"train.doubly_reparameterized": True}).train.doubly_reparameterized
+    with pytest.raises(ConfigError, match=r"^train: doubly_reparameterized is for objective 'iwae'$"):
+        params.replaced({"train.doubly_reparameterized": True, "train.objective": "elbo"})
+
+
 def test_replaced_values_are_checked_like_those_of_the_file(load):
     params = load("train: {beta: 2.0}")
     assert params.replaced({"train.beta": 3.0}).train.beta == 3.0
     assert params.train.beta == 2.0
-    with pytest.raises(ValidationError):
+    with pytest.raises(ConfigError, match=r"^train\.beta is -1\.0, allowed is greater than or equal to 0$"):
         params.replaced({"train.beta": -1.0})

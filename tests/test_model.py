@@ -1,3 +1,4 @@
+import math
 import pickle
 
 import pytest
@@ -21,8 +22,9 @@ GLU = {**MLP, "activation": "glu", "hidden_dims": [24, 24]}
 MIXTURE = {**PLAIN, "prior": "gaussian_mixture", "prior_components": 4}
 VAMP = {**MLP, "prior": "vampprior", "prior_components": 4}
 CONV_VAMP = {**CONV, "prior": "vampprior", "prior_components": 4}
-TOP = {**SKIP, "top_latent_dim": 2, "top_hidden_dims": [8, 8], "activation": "glu"}
-TOP_VAMP = {**CONV, "prior": "vampprior", "prior_components": 4, "top_latent_dim": 2, "top_hidden_dims": [8]}
+CONV_DENSE = {**CONV, "dense_dims": [10, 10]}
+LADDER = {**SKIP, "lower_latent_dim": 2, "activation": "glu"}
+CONV_LADDER = {**CONV_DENSE, "prior": "vampprior", "prior_components": 4, "lower_latent_dim": 2}
 MODELS = {
     "mlp": MLP,
     "plain": PLAIN,
@@ -32,8 +34,9 @@ MODELS = {
     "mixture": MIXTURE,
     "vamp": VAMP,
     "conv-vamp": CONV_VAMP,
-    "top": TOP,
-    "top-vamp": TOP_VAMP,
+    "conv-dense": CONV_DENSE,
+    "ladder": LADDER,
+    "conv-ladder": CONV_LADDER,
 }
 
 
@@ -74,22 +77,16 @@ def test_reparameterized_samples_have_the_posteriors_moments(model):
     torch.testing.assert_close(z.var(0), logvar[0].exp(), atol=0.05, rtol=0.02)
 
 
-def test_gradients_reach_every_weight(model):
-    x, noise = torch.rand(8, 784), torch.randn(8, model.noise_dim)
-    logits, mu, logvar = model(x, noise)
-    z = model.reparameterize(mu, logvar, noise)
-    kl = model.prior.kl(mu, logvar, z, model.prior_noise(noise))
-    (logits.square().mean() + kl.sum()).backward()
-    missed = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
-    assert missed == []
-
-
-def test_gradients_of_the_importance_weights_reach_every_weight(model):
+@pytest.mark.parametrize("objective", ["elbo", "iwae"])
+def test_gradients_reach_every_weight(model, objective):
     x, noise = torch.rand(8, 784), torch.randn(8, 5, model.noise_dim)
-    mu, logvar = (part.unsqueeze(1) for part in model.encode(x))
-    z = model.reparameterize(mu, logvar, noise)
-    ratio = model.prior.log_ratio(mu, logvar, z, model.prior_noise(noise))
-    importance_weighted_bound(-bernoulli_nll(model.decode(z), x[:, None]) - ratio).sum().backward()
+    draws = model.draw(model.encoding(x), noise)
+    nll = bernoulli_nll(draws.logits, x[:, None])
+    if objective == "elbo":
+        loss = nll.mean() + model.kl(draws).sum(1).mean()
+    else:
+        loss = -importance_weighted_bound(-nll - model.log_ratio(draws)).mean()
+    loss.backward()
     missed = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert missed == []
 
@@ -185,7 +182,7 @@ def test_an_initialization_has_the_spread_of_its_formula_and_zero_biases(network
     for layer in layers_of(VAE(**network, initialization=initialization)):
         weight = layer.weight.detach()
         rows = weight.flatten(1)
-        receptive = weight[0, 0].numel()  # 1 of a linear layer
+        receptive = math.prod(getattr(layer, "kernel_size", ()))  # 1 of a linear layer
         n_out, n_in = len(rows) * receptive, rows.shape[1]
         assert layer.bias is None or not layer.bias.any()
         if initialization == "orthogonal":
@@ -274,8 +271,8 @@ def test_weights_that_contradict_their_own_configuration_are_refused_in_one_line
         ({"architecture": "conv", "activation": "glu"}, "^activation 'glu' is for architecture 'mlp', not 'conv'$"),
         ({"prior": "mog"}, "^prior is 'mog', allowed is 'standard', 'gaussian_mixture' or 'vampprior'$"),
         ({"prior_components": 0}, "prior_components is 0"),
-        ({"top_latent_dim": 0}, "top_latent_dim is 0"),
-        ({"top_hidden_dims": []}, "top_hidden_dims"),
+        ({"lower_latent_dim": 0}, "lower_latent_dim is 0"),
+        ({"dense_dims": [8]}, "^dense_dims is for architecture 'conv', not 'mlp': say hidden_dims$"),
         ({"architecture": "conv", "input_dim": 100, "hidden_dims": [4]}, "side divisible by 4"),
     ],
 )

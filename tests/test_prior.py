@@ -12,25 +12,15 @@ from vae.config import EvaluateParams, ModelParams
 from vae.data import to_float
 from vae.evaluation import evaluate, importance_samples
 from vae.model import VAE
-from vae.objective import importance_weighted_bound
-from vae.prior import GaussianMixture, Hierarchical, StandardNormal, VampPrior
+from vae.prior import GaussianMixture, StandardNormal
 
 PIXELS = 9
 PRIORS = {
     "standard": {},
     "gaussian_mixture": {"prior": "gaussian_mixture", "prior_components": 4},
     "vampprior": {"prior": "vampprior", "prior_components": 5},
-    "top": {"top_latent_dim": 2, "top_hidden_dims": (8, 6)},
-    "top_gaussian_mixture": {
-        "prior": "gaussian_mixture",
-        "prior_components": 4,
-        "top_latent_dim": 2,
-        "top_hidden_dims": (8,),
-    },
-    "top_vampprior": {"prior": "vampprior", "prior_components": 5, "top_latent_dim": 2, "top_hidden_dims": (8,)},
 }
 EVERY = pytest.mark.parametrize("name", PRIORS)
-TOP = pytest.mark.parametrize("name", [name for name in PRIORS if name.startswith("top")])
 
 
 def draws(*shape, seed=0):
@@ -44,11 +34,6 @@ def model_with(name, latents=2, seed=0, pixels=PIXELS, **other):
         for index, parameter in enumerate(model.parameters()):
             parameter.add_(0.3 * draws(*parameter.shape, seed=100 + index))
     return model
-
-
-def none_of(z):
-    """The noise of a prior that takes none."""
-    return z[..., :0]
 
 
 def mixture_of(prior):
@@ -72,7 +57,7 @@ def test_a_mixtures_density_is_that_of_torch_distributions(name):
     prior = model_with(name, latents=3).prior
     z = 2 * draws(7, 11, 3)
     expected = mixture_of(prior).log_prob(z.double()).float()
-    torch.testing.assert_close(prior.log_density(z, none_of(z)), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(prior.log_density(z), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("scale", [0.3, 0.03, 0.003])
@@ -83,8 +68,8 @@ def test_a_mixtures_density_keeps_its_precision_where_components_are_narrow(scal
         prior.mu.copy_(3 * draws(50, 40))
         prior.logvar.fill_(2 * math.log(scale))
         z = prior.mu[:20] + scale * draws(20, 40, seed=1)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = prior.log_density(z, none_of(z))
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        found = prior.log_density(z)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, mixture_of(prior).log_prob(z.double()).float(), atol=1e-3, rtol=1e-5)
 
@@ -92,7 +77,7 @@ def test_a_mixtures_density_keeps_its_precision_where_components_are_narrow(scal
 def test_the_standard_normals_density_is_that_of_torch_distributions():
     z = draws(5, 3)
     expected = Normal(0.0, 1.0).log_prob(z).sum(1)
-    torch.testing.assert_close(StandardNormal(3).log_density(z, none_of(z)), expected)
+    torch.testing.assert_close(StandardNormal(3).log_density(z), expected)
 
 
 @pytest.mark.parametrize("latents", [1, 2])
@@ -100,18 +85,8 @@ def test_the_standard_normals_density_is_that_of_torch_distributions():
 def test_a_density_integrates_to_one(name, latents):
     z, cell = grid(latents)
     with torch.no_grad():
-        total = torch.logsumexp(model_with(name, latents).prior.log_density(z, none_of(z)).double() + cell, 0)
+        total = torch.logsumexp(model_with(name, latents).prior.log_density(z).double() + cell, 0)
     assert total.item() == pytest.approx(0, abs=1e-3)
-
-
-def log_density_of(prior, z):
-    """log p(z) [P] of latents [P, 1], by integration over the second layer where there is one."""
-    if not isinstance(prior, Hierarchical):
-        return prior.log_density(z, none_of(z))
-    y, cell = grid(prior.noise_dim, points=161)
-    mu, logvar = prior.below(y)
-    given = Independent(Normal(mu, torch.exp(0.5 * logvar)), 1).log_prob(z[:, None])
-    return torch.logsumexp(given + prior.top.log_density(y, none_of(y)) + cell, 1)
 
 
 @EVERY
@@ -119,7 +94,7 @@ def test_draws_have_the_moments_of_the_density(name):
     model = model_with(name, latents=1)
     z, cell = grid(1, points=401)
     with torch.no_grad():
-        density = (log_density_of(model.prior, z) + cell).exp().double()
+        density = (model.prior.log_density(z) + cell).exp().double()
         sample = model.prior.sample(40_000, torch.Generator().manual_seed(1), torch.device("cpu")).double()
     assert density.sum().item() == pytest.approx(1, abs=1e-2)
     assert sample.shape == (40_000, 1)
@@ -147,14 +122,13 @@ def posteriors():
 
 
 def samples_of(model, mu, logvar, n, seed=7):
-    noise = draws(len(mu), n, model.noise_dim, seed=seed)
-    return model.reparameterize(mu, logvar, noise), model.prior_noise(noise)
+    return model.reparameterize(mu, logvar, draws(len(mu), n, mu.shape[-1], seed=seed))
 
 
 def test_the_standard_normals_kl_is_the_closed_form(posteriors):
     mu, logvar = posteriors
     model = model_with("standard")
-    kl = model.prior.kl(mu, logvar, *samples_of(model, mu, logvar, 3))
+    kl = model.prior.kl(mu, logvar, samples_of(model, mu, logvar, 3))
     expected = kl_divergence(Normal(mu, torch.exp(0.5 * logvar)), Normal(0.0, 1.0))
     torch.testing.assert_close(kl, expected)
 
@@ -167,7 +141,7 @@ def test_a_mixtures_kl_averages_to_the_integral(name, posteriors):
     z, cell = grid(2)
     log_q = Independent(Normal(mu, torch.exp(0.5 * logvar)), 1).log_prob(z)  # [4, P]
     exact = ((log_q + cell).exp() * (log_q - mixture_of(model.prior).log_prob(z.double()))).sum(1)
-    kl = model.prior.kl(mu, logvar, *samples_of(model, mu, logvar, 20_000)).double()
+    kl = model.prior.kl(mu, logvar, samples_of(model, mu, logvar, 20_000)).double()
     assert kl.shape == (4, 20_000, 1)
     error = kl[..., 0].std(1) / math.sqrt(20_000)
     assert ((kl[..., 0].mean(1) - exact).abs() < 4 * error).all()
@@ -179,43 +153,12 @@ def test_kl_and_log_ratio_have_the_same_expectation(name, posteriors):
     mu, logvar = posteriors
     model = model_with(name)
     n = 20_000
-    kl = model.prior.kl(mu, logvar, *samples_of(model, mu, logvar, n)).sum(-1).double()
-    ratio = model.prior.log_ratio(mu, logvar, *samples_of(model, mu, logvar, n, seed=8)).double()
+    kl = model.prior.kl(mu, logvar, samples_of(model, mu, logvar, n)).sum(-1).double()
+    ratio = model.prior.log_ratio(mu, logvar, samples_of(model, mu, logvar, n, seed=8)).double()
     assert ratio.shape == (4, n)
     kl = kl.expand(4, n)
     error = ((kl.var(1) + ratio.var(1)) / n).sqrt()
     assert ((kl.mean(1) - ratio.mean(1)).abs() < 4 * error + 1e-5).all()
-
-
-@torch.no_grad()
-@TOP
-def test_a_second_layers_density_is_the_bound_of_its_own_encoder_and_decoder(name):
-    prior = model_with(name).prior
-    z, noise = draws(6, 2), draws(6, 2, seed=1)
-    q_mu, q_logvar = prior.up(z).chunk(2, -1)
-    q = Independent(Normal(q_mu, (0.5 * q_logvar).exp()), 1)
-    y = q_mu + (0.5 * q_logvar).exp() * noise
-    p_mu, p_logvar = prior.down(y).chunk(2, -1)
-    top = Independent(Normal(torch.zeros(2), 1.0), 1) if name == "top" else mixture_of(prior.top)
-    p_z = Independent(Normal(p_mu, (0.5 * p_logvar).exp()), 1).log_prob(z)
-    expected = p_z + (top.log_prob(y if name == "top" else y.double()) - q.log_prob(y)).float()
-    torch.testing.assert_close(prior.log_density(z, noise), expected, atol=1e-4, rtol=1e-5)
-
-
-@torch.no_grad()
-@TOP
-def test_a_second_layers_density_is_a_lower_bound_that_importance_weights_close(name):
-    prior = model_with(name, latents=1).prior
-    z = torch.tensor([[-1.0], [0.2], [1.5]])
-    exact = log_density_of(prior, z).double()
-    n = 50_000
-    log_weights = prior.log_density(z[:, None].expand(3, n, 1), draws(3, n, 2)).double()
-    error = log_weights.std(1) / math.sqrt(n)
-    assert (log_weights.mean(1) < exact + 4 * error).all()
-    weights = (log_weights - exact[:, None]).exp()
-    error = weights.std(1) / math.sqrt(n)
-    assert ((importance_weighted_bound(log_weights) - exact).abs() < 5 * error + 1e-3).all()
-    assert (exact - log_weights.mean(1)).max() > 0.02, "the bound must be loose enough to tell the two apart"
 
 
 @EVERY
@@ -223,17 +166,15 @@ def test_the_importance_weighted_nll_is_the_integral_over_all_latents(name):
     model = model_with(name, latents=1).eval()
     with torch.no_grad():  # posteriors wider than the exact ones: importance weights of little variance
         model.encoder.head.bias[1:] += 1.5
-        if name.startswith("top"):
-            model.prior.up[-1].bias[2:] += 1.0
     generator = torch.Generator().manual_seed(0)
     targets = (torch.rand(6, PIXELS, generator=generator) < 0.4).to(torch.uint8) * 255
     z, cell = grid(1, points=401)
     with torch.no_grad():
         x = to_float(targets)
         log_likelihood = Independent(Bernoulli(logits=model.decode(z)), 1).log_prob(x[:, None])  # [6, P]
-        exact = -torch.logsumexp(log_likelihood + log_density_of(model.prior, z) + cell, 1).double().numpy()
+        exact = -torch.logsumexp(log_likelihood + model.prior.log_density(z) + cell, 1).double().numpy()
         params = EvaluateParams(importance_samples=40_000, chunk_size=400_000)
-        terms = importance_samples(model, x, *model.encode(x), params, torch.Generator().manual_seed(1))
+        terms = importance_samples(model, x, model.encoding(x), params, torch.Generator().manual_seed(1))
         weights = (terms[0] - terms[1] + torch.from_numpy(exact)[:, None]).exp()
     error = (weights.std(1) / math.sqrt(40_000)).numpy()
     assert error.max() < 0.02, "the weights must not vary too much for an estimate"
@@ -246,28 +187,7 @@ def test_the_importance_weighted_nll_is_the_integral_over_all_latents(name):
     np.testing.assert_allclose(few["reconstruction"] + few["kl"], -few["elbo"], rtol=1e-6)
 
 
-@EVERY
-def test_noise_has_the_latents_of_both_layers(name):
-    model = model_with(name, latents=3)
-    extra = 2 if name.startswith("top") else 0
-    assert (model.prior.noise_dim, model.noise_dim) == (extra, 3 + extra)
-    noise = draws(4, 5, model.noise_dim)
-    mu, logvar = draws(4, 1, 3, seed=1), draws(4, 1, 3, seed=2)
-    assert torch.equal(torch.cat([noise[..., :3], model.prior_noise(noise)], -1), noise)
-    z = model.reparameterize(mu, logvar, noise)
-    torch.testing.assert_close(z, mu + torch.exp(0.5 * logvar) * noise[..., :3])
-    with torch.no_grad():
-        first, again = (model.prior.log_density(z, model.prior_noise(noise)) for _ in range(2))
-        other = model.prior.log_density(z, model.prior_noise(noise + 1))
-    assert torch.equal(first, again)
-    assert torch.equal(first, other) == (not extra)
-
-
 # The VampPrior's pseudo-images
-
-
-def vampprior_of(model):
-    return next(part for part in model.prior.modules() if isinstance(part, VampPrior))
 
 
 def test_a_vamppriors_components_are_the_posteriors_of_its_pseudo_images():
@@ -278,20 +198,10 @@ def test_a_vamppriors_components_are_the_posteriors_of_its_pseudo_images():
     torch.testing.assert_close(log_weight.exp(), torch.full((5,), 0.2))
 
 
-def test_a_vampprior_above_a_second_layer_has_that_layers_posteriors():
-    model = model_with("top_vampprior")
-    images = vampprior_of(model).pseudo_images.clamp(0, 1)
-    mu, logvar, _ = vampprior_of(model).components()
-    expected = model.prior.up(model.encode(images)[0]).chunk(2, -1)
-    torch.testing.assert_close((mu, logvar), expected)
-
-
-@pytest.mark.parametrize("name", ["vampprior", "top_vampprior"])
-def test_the_density_pulls_at_pseudo_images_and_encoder(name):
-    model = VAE.from_params(ModelParams(hidden_dims=(8,), latent_dim=2, **PRIORS[name]), 0, PIXELS)
-    z = draws(6, 2)
-    model.prior.log_density(z, draws(6, model.prior.noise_dim)).sum().backward()
-    pulled = [vampprior_of(model).pseudo_images, *model.encoder.parameters()]
+def test_the_density_pulls_at_pseudo_images_and_encoder():
+    model = VAE.from_params(ModelParams(hidden_dims=(8,), latent_dim=2, **PRIORS["vampprior"]), 0, PIXELS)
+    model.prior.log_density(draws(6, 2)).sum().backward()
+    pulled = [model.prior.pseudo_images, *model.encoder.parameters()]
     assert all(part.grad is not None and part.grad.abs().sum() > 0 for part in pulled)
 
 
@@ -304,11 +214,10 @@ def numbered(n):
     ("images", "expected"),
     [(5, [0, 1, 2, 3, 4]), (7, [0, 1, 2, 4, 5]), (9, [0, 1, 3, 5, 7]), (50, [0, 10, 20, 30, 40]), (1, [0] * 5)],
 )
-@pytest.mark.parametrize("name", ["vampprior", "top_vampprior"])
-def test_pseudo_images_start_as_images_evenly_spread(name, images, expected):
-    model = model_with(name)
+def test_pseudo_images_start_as_images_evenly_spread(images, expected):
+    model = model_with("vampprior")
     model.start_from(numbered(images))
-    pseudo = vampprior_of(model).pseudo_images
+    pseudo = model.prior.pseudo_images
     assert (255 * pseudo[:, 0]).round().tolist() == expected
     assert (pseudo == pseudo[:, :1]).all()
     assert pseudo.requires_grad
@@ -326,18 +235,18 @@ def test_fewer_images_than_components_are_all_taken():
 @EVERY
 def test_a_copy_has_an_encoder_of_its_own(name):
     model = model_with(name)
-    z, noise = draws(6, 2), draws(6, model.prior.noise_dim, seed=1)
+    z = draws(6, 2)
     copied = copy.deepcopy(model)
-    before = copied.prior.log_density(z, noise)
-    torch.testing.assert_close(before, model.prior.log_density(z, noise), atol=0, rtol=0)
+    before = copied.prior.log_density(z)
+    torch.testing.assert_close(before, model.prior.log_density(z), atol=0, rtol=0)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(0.1)
-    torch.testing.assert_close(copied.prior.log_density(z, noise), before, atol=0, rtol=0)
+    torch.testing.assert_close(copied.prior.log_density(z), before, atol=0, rtol=0)
     with torch.no_grad():
         for parameter in copied.encoder.parameters():
             parameter.add_(1)
-    changed = not torch.equal(copied.prior.log_density(z, noise), before)
+    changed = not torch.equal(copied.prior.log_density(z), before)
     assert changed == ("vampprior" in name)
 
 
@@ -351,8 +260,8 @@ def test_save_and_load_bring_back_the_prior(name, initialization, tmp_path):
     assert torch.equal(torch.get_rng_state(), state), "weights that are loaded aren't drawn first"
     assert loaded.params == model.params
     assert {tensor.device.type for tensor in loaded.state_dict().values()} == {"cpu"}
-    z, noise = draws(6, 2), draws(6, model.prior.noise_dim, seed=1)
-    assert torch.equal(loaded.prior.log_density(z, noise), model.prior.log_density(z, noise))
+    z = draws(6, 2)
+    assert torch.equal(loaded.prior.log_density(z), model.prior.log_density(z))
     first, second = (each.sample(3, torch.Generator().manual_seed(1)) for each in (model, loaded))
     assert torch.equal(first, second)
     loaded.save(tmp_path / "again.safetensors")

@@ -222,6 +222,19 @@ def test_a_failing_trial_is_kept_with_its_reason_and_the_search_goes_on(here):
     assert states == {("FAILED", "FAILED"): len(failed), ("FINISHED", "COMPLETE"): 6 - len(failed)}
 
 
+def test_a_trial_whose_values_cannot_go_together_is_kept_with_its_reason(here):
+    space = {"prior": ["standard", "vampprior"], "free_bits": [0.0, 0.1]}
+    trials = worked(small(n_trials=8, space=space)).trials
+    refused = {"prior": "vampprior", "free_bits": 0.1}
+    assert {trial.state for trial in trials if trial.params != refused} == {TrialState.COMPLETE}
+    failed = [trial for trial in trials if trial.params == refused]
+    assert failed, "more trials, or another seed, are needed for the combination to come up"
+    for trial in failed:
+        assert trial.state is TrialState.FAIL
+        assert trial.user_attrs["reason"].startswith("ConfigError: train.free_bits needs a KL for each dimension")
+    assert "failed: ConfigError: train.free_bits needs" in results.describe(failed[0])
+
+
 def test_a_search_whose_first_three_trials_fail_stops(here):
     params = small(n_trials=9, space={"learning_rate": [1e29, 1e30]}, train__learning_rate=1e30)
     with pytest.raises(SearchError, match=r"first 3 trials all failed.*trial 2: DivergedError: training diverged"):

@@ -352,8 +352,12 @@ def test_options_that_exclude_each_other_are_refused_by_name(options, message):
     [
         ({"prior": "vampprior"}, {"free_bits": 0.1}, "free_bits needs a KL for each dimension"),
         ({"prior": "gaussian_mixture"}, {"free_bits": 0.1}, "free_bits needs a KL for each dimension"),
-        ({"top_latent_dim": 2}, {"free_bits": 0.1}, "free_bits needs a KL for each dimension"),
-        ({"top_latent_dim": 2}, {"objective": "iwae", "doubly_reparameterized": True}, "models without top_latent_dim"),
+        ({"lower_latent_dim": 2}, {"free_bits": 0.1}, "free_bits needs a KL for each dimension"),
+        (
+            {"lower_latent_dim": 2},
+            {"objective": "iwae", "doubly_reparameterized": True},
+            "models without lower_latent_dim",
+        ),
     ],
 )
 def test_a_model_that_cannot_be_trained_so_is_refused_before_it_is(network, options, message, loader):
@@ -365,7 +369,7 @@ def test_a_model_that_cannot_be_trained_so_is_refused_before_it_is(network, opti
     assert torch.equal(model.output_bias, before)
 
 
-@pytest.mark.parametrize("network", [{"prior": "vampprior", "prior_components": 7}, {"top_latent_dim": 2}])
+@pytest.mark.parametrize("network", [{"prior": "vampprior", "prior_components": 7}, {"lower_latent_dim": 2}])
 @pytest.mark.parametrize("options", [{}, {"objective": "iwae", "importance_samples": 3}])
 def test_other_priors_and_bounds_train_with_it_too(network, options, loader):
     model = VAE(hidden_dims=[16], latent_dim=2, **network)

@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from vae.config import Params, describe
-from vae.errors import DataError, VAEError
+from vae.config import Params
+from vae.errors import ConfigError, DataError, VAEError
 
 # The defaults of config.py but for two. A fraction to validate on suits the 5,000 bundled digits as well. One sample
 # gives reconstruction and KL; as many as an NLL needs take minutes without a GPU, with convolutions hours.
@@ -104,8 +104,8 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Params, Path, Path]:
     output, data = values.pop("output_dir"), values.pop("data_dir")
     try:
         return DEFAULTS.replaced(values), output, data
-    except ValidationError as error:
-        parser.error(_as_flags(describe(error, Params)))
+    except ConfigError as error:
+        parser.error(_as_flags(str(error)))
 
 
 def flags() -> argparse.ArgumentParser:

@@ -4,7 +4,7 @@ import difflib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
 from pydantic_core import ErrorDetails
@@ -317,12 +317,23 @@ class Params(Section):
         return dict(_flatten(self.model_dump()))
 
     def replaced(self, values: Mapping[str, Any]) -> "Params":
-        """The same with other values under their dotted names, checked like those of params.yaml."""
+        """The same with other values under their dotted names. Raises ConfigError where they aren't allowed."""
         tree = self.model_dump()
         for name, value in values.items():
             section, _, key = name.rpartition(".")
             (tree[section] if section else tree)[key] = value
-        return Params.model_validate(tree)
+        return checked(Params, tree)
+
+
+SectionType = TypeVar("SectionType", bound=Section)
+
+
+def checked(section: type[SectionType], values: Mapping[str, Any]) -> SectionType:
+    """The section with these values. Raises ConfigError, in one line that names each that isn't allowed."""
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(describe(error, section)) from None
 
 
 def load_params(path: Path | str = "params.yaml", overrides: Mapping[str, Any] | None = None) -> Params:
@@ -351,9 +362,9 @@ def load_params(path: Path | str = "params.yaml", overrides: Mapping[str, Any] |
         if isinstance(target, dict):  # otherwise the section itself is refused below
             target[key] = value
     try:
-        return Params.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {describe(error, Params)}") from None
+        return checked(Params, tree)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
 
 
 def describe(error: ValidationError, model: type[BaseModel]) -> str:

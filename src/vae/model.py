@@ -11,11 +11,10 @@ from typing import Any, NamedTuple, Self, cast
 
 import safetensors
 import torch
-from pydantic import ValidationError
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from vae.config import Architecture, ModelParams, describe
+from vae.config import Architecture, ModelParams, checked
 from vae.data import to_float
 from vae.errors import ConfigError, DataError, WeightsError
 from vae.files import write_atomically
@@ -73,12 +72,8 @@ class VAE(nn.Module):
         **other: Any,
     ) -> None:
         super().__init__()
-        try:
-            self.params = ModelParams(
-                architecture=architecture, hidden_dims=tuple(hidden_dims), latent_dim=latent_dim, **other
-            )
-        except ValidationError as error:
-            raise ConfigError(describe(error, ModelParams)) from None
+        named = {"architecture": architecture, "hidden_dims": tuple(hidden_dims), "latent_dim": latent_dim}
+        self.params = checked(ModelParams, named | other)
         self.input_dim = input_dim
         self.encoder = ENCODERS[architecture](input_dim, self.params)
         self.decoder = DECODERS[architecture](input_dim, self.params)

@@ -149,8 +149,12 @@ class Conv(nn.Conv2d):
 
     def forward(self, h: Tensor) -> Tensor:
         """[B, n_in, H, W] -> [B, n_out, H / stride, W / stride]."""
-        kernels = self.weight.view(self.out_channels, self.in_channels, *self.kernel_size)
-        return functional.conv2d(h, kernels, self.bias, self.stride, self.padding)
+        return functional.conv2d(h, self.kernels, self.bias, self.stride, self.padding)
+
+    @property
+    def kernels(self) -> Tensor:
+        """The weights as `nn.Conv2d` has them, [n_out, n_in, k, k]."""
+        return self.weight.view(self.out_channels, self.in_channels, *self.kernel_size)
 
 
 class ConvBlock(nn.Module):
@@ -261,7 +265,7 @@ DECODERS: dict[Architecture, Callable[[int, ModelParams], Decoder]] = {"mlp": ML
 def initialize(network: nn.Module, scheme: Initialization) -> None:
     """Draw the weights of every linear and convolutional layer anew, and set their biases to 0."""
     for layer in network.modules():
-        if isinstance(layer, nn.Linear | nn.Conv2d):
-            INITIALIZATIONS[scheme](layer.weight)
+        if isinstance(layer, nn.Linear | Conv):
+            INITIALIZATIONS[scheme](layer.kernels if isinstance(layer, Conv) else layer.weight)
             if layer.bias is not None:
                 layer.bias.zero_()

@@ -6,16 +6,14 @@ from typing import Any
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from pydantic import ValidationError
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
 from vae import figures
-from vae.config import Binarization, TrainParams, describe
+from vae.config import Binarization, TrainParams, checked
 from vae.data import Split
 from vae.device import resolve
-from vae.errors import ConfigError
 from vae.model import VAE
 from vae.training import Fitted, OnEpoch, fit
 
@@ -44,10 +42,8 @@ class VAETrainer:
         seed: int = 0,
         **options: Any,
     ) -> None:
-        try:
-            self.params = TrainParams(device=str(device), learning_rate=learning_rate, beta=beta, **options)
-        except ValidationError as error:
-            raise ConfigError(describe(error, TrainParams)) from None
+        named = {"device": str(device), "learning_rate": learning_rate, "beta": beta}
+        self.params = checked(TrainParams, named | options)
         self.model, self.binarization, self.seed = model, binarization, seed
         self.optimizer, self.scheduler = optimizer, scheduler
         self.hardware = resolve(self.params)
@@ -68,10 +64,7 @@ class VAETrainer:
         that with the lowest −ELBO on `val_loader`, which must not hold images that are trained on. Called again, it
         trains on. Raises what `fit()` raises.
         """
-        try:
-            params = TrainParams.model_validate(self.params.model_dump() | {"epochs": epochs})
-        except ValidationError as error:
-            raise ConfigError(describe(error, TrainParams)) from None
+        params = checked(TrainParams, self.params.model_dump() | {"epochs": epochs})
         fitted = fit(
             self.model,
             train_loader,

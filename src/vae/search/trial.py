@@ -78,6 +78,15 @@ class Worker:
     def _run(self, trial: Trial) -> float | tuple[float, float]:
         """Train a trial; what it came to is kept with it, and as a run in MLflow."""
         trial.set_user_attr("worker", self.name)
+        try:
+            return self._train(trial)
+        except optuna.TrialPruned:
+            raise
+        except Exception as error:
+            trial.set_user_attr("reason", " ".join(f"{type(error).__name__}: {error}".split())[:500])
+            raise
+
+    def _train(self, trial: Trial) -> float | tuple[float, float]:
         values = suggest(trial, self.params)
         params = with_values(self.params, values)
         # Two objectives can't be pruned; params.yaml's values mustn't, for all others are compared with them.
@@ -95,9 +104,8 @@ class Worker:
                 state = "COMPLETE"
             except optuna.TrialPruned:
                 state = "PRUNED"
-            except Exception as error:
+            except Exception:
                 state = "FAILED"
-                trial.set_user_attr("reason", " ".join(f"{type(error).__name__}: {error}".split())[:500])
                 raise
             finally:
                 trial.set_user_attr("curve", [record["val/neg_elbo"] for record in history])
