@@ -35,6 +35,7 @@ def main(params: Params) -> None:
     write_atomically(METRICS / "per_digit.csv", by_digit.to_csv(index=False, float_format="%.4f"))
     protocol = {
         "importance_samples": params.evaluate.importance_samples,
+        "precision": params.evaluate.precision,
         "binarization": params.data.binarization,
         "dataset": dataset,
         "split": "test",

@@ -100,7 +100,7 @@ def test_the_evaluation_has_the_figures_that_belong_together(reproduced):
         *("mutual_information", "aggregate_kl", "total_correlation", "dimensionwise_kl"),
         *("linear_probe_accuracy", "linear_probe_images", "classifier_accuracy", "classifier_images"),
         *("sample_frechet_distance", "train_frechet_distance", "sample_confidence", "sample_label_entropy"),
-        *("importance_samples", "binarization", "dataset", "split", "seed", "weights_sha256"),
+        *("importance_samples", "precision", "binarization", "dataset", "split", "seed", "weights_sha256"),
     ]
     assert math.isclose(metrics["elbo"], -(metrics["reconstruction"] + metrics["kl"]), rel_tol=1e-9)
     assert 50 < metrics["nll"] < metrics["reconstruction"] + metrics["kl"] + 0.1 < 300
@@ -123,7 +123,7 @@ def test_the_runs_test_figures_are_the_evaluations_numbers(reproduced):
     metrics = json.loads((reproduced / "metrics/evaluate.json").read_text())
     (run,) = runs_of(reproduced)
     logged = {name: value for name, value in run.data.metrics.items() if name.startswith("test/")}
-    protocol = ("importance_samples", "binarization", "dataset", "split", "seed", "weights_sha256")
+    protocol = ("importance_samples", "precision", "binarization", "dataset", "split", "seed", "weights_sha256")
     assert logged == {f"test/{name}": value for name, value in metrics.items() if name not in protocol}
 
 
