@@ -97,7 +97,7 @@ def test_the_evaluation_has_the_figures_that_belong_together(reproduced):
     assert list(metrics) == [
         *("reconstruction", "kl", "elbo", "nll", "nll_standard_error", "nll_sampling_error", "elbo_gap"),
         *("active_units", "collapsed_units", "n_test"),
-        *("mutual_information", "aggregate_kl", "total_correlation", "dimensionwise_kl"),
+        *("mutual_information", "aggregate_kl", "total_correlation"),
         *("linear_probe_accuracy", "linear_probe_images", "classifier_accuracy", "classifier_images"),
         *("sample_frechet_distance", "train_frechet_distance", "sample_confidence", "sample_label_entropy"),
         *("importance_samples", "precision", "binarization", "dataset", "split", "seed", "weights_sha256"),
