@@ -39,7 +39,7 @@ IWAE_PAPER: Values = {
     "model.initialization": "xavier",
     "train.epochs": 328,
     "train.batch_size": 100,
-    "train.learning_rate": 3e-3,
+    "train.learning_rate": 1e-3,
     "train.lr_schedule": "one_cycle",
     "evaluate.importance_samples": 5000,
 }
