@@ -38,8 +38,10 @@ IWAE_PAPER: Values = {
     "model.residual": False,
     "model.initialization": "xavier",
     "train.epochs": 328,
-    "train.batch_size": 100,
-    "train.learning_rate": 1e-3,
+    "train.batch_size": 200,
+    "train.optimizer": "muon",
+    "train.learning_rate": 2e-3,
+    "train.muon_learning_rate": 5e-3,
     "train.lr_schedule": "one_cycle",
     "evaluate.importance_samples": 5000,
 }

@@ -6,7 +6,7 @@ from torch.optim import Adam, Muon, Optimizer, lr_scheduler
 from vae.config import TrainParams
 from vae.networks import Conv
 
-MUON_MAX_SIDE = 128  # of a matrix's shorter side: to orthogonalize larger ones takes longer than a step of ours
+MUON_MAX_SIDE = 200  # of a matrix's shorter side: to orthogonalize larger ones takes longer than a step of ours
 
 
 def make_optimizers(model: nn.Module, params: TrainParams) -> list[Optimizer]:
