@@ -17,15 +17,15 @@ from vae.training import fit
 
 CPU = Hardware(torch.device("cpu"), "fp32", compile=False)
 NETWORKS = {
-    "mlp": {"hidden_dims": (200, 20), "latent_dim": 3},
+    "mlp": {"hidden_dims": (201, 20), "latent_dim": 3},
     "skip": {"hidden_dims": (20, 20), "latent_dim": 3, "decoder_skip": True, "activation": "glu"},
     "mixture": {"hidden_dims": (20,), "latent_dim": 3, "prior": "gaussian_mixture", "prior_components": 4},
     "vampprior": {"hidden_dims": (20,), "latent_dim": 3, "prior": "vampprior", "prior_components": 4},
     "ladder": {"hidden_dims": (20, 10), "latent_dim": 3, "lower_latent_dim": 2},
     "conv": {
         "architecture": "conv",
-        "hidden_dims": (4, 130),
-        "dense_dims": (140, 20),
+        "hidden_dims": (4, 201),
+        "dense_dims": (210, 20),
         "latent_dim": 3,
         "prior": "vampprior",
         "prior_components": 4,
@@ -70,18 +70,18 @@ def test_muon_gets_kernels_and_small_matrices_of_layers_and_adam_the_rest(name):
 
 
 def test_muons_weights_by_name():
-    assert MUON_MAX_SIDE == 128
+    assert MUON_MAX_SIDE == 200
     model = model_of("mlp")
     names = names_of(model, moved_by(make_optimizers(model, TrainParams(optimizer="muon"))[1]))
-    assert names == {  # not encoder.hidden.0 and decoder.head: 200 × 784
+    assert names == {  # not encoder.hidden.0 and decoder.head: 201 × 784
         *("encoder.hidden.1.linear.weight", "encoder.head.weight"),
         *("decoder.hidden.0.linear.weight", "decoder.hidden.1.linear.weight"),
     }
     model = model_of("conv")
     adam, muon = (names_of(model, moved_by(each)) for each in make_optimizers(model, TrainParams(optimizer="muon")))
     assert {"encoder.hidden.0.weight", "lower.inject.weight", "lower.prior.1.weight", "lower.posterior.4.weight"} < muon
-    assert {"encoder.head.3.linear.weight", "encoder.head.4.weight"} < muon  # 20 × 140 and 6 × 20
-    assert {"prior.pseudo_images", "decoder.output_bias", "encoder.head.2.linear.weight"} < adam  # 140 × 6,370
+    assert {"encoder.head.3.linear.weight", "encoder.head.4.weight"} < muon  # 20 × 210 and 6 × 20
+    assert {"prior.pseudo_images", "decoder.output_bias", "encoder.head.2.linear.weight"} < adam  # 210 × 9,849
 
 
 @EVERY
@@ -96,7 +96,7 @@ def test_a_step_of_muon_moves_every_weight(name):
 
 
 def test_a_model_without_small_matrices_is_adams_alone():
-    model = VAE(hidden_dims=[140], latent_dim=140)
+    model = VAE(hidden_dims=[201], latent_dim=201)
     assert [type(each) for each in make_optimizers(model, TrainParams(optimizer="muon"))] == [Adam]
 
 
