@@ -264,9 +264,9 @@ def test_the_page_shows_every_picture_and_its_links_lead_somewhere():
 
 def test_the_page_names_functions_that_exist():
     names = re.findall(r"`([a-z]+(?:_[a-z0-9]+)+)`", PAGE.read_text(encoding="utf-8"))
-    from vae import evaluation, objective
+    from vae import aggregate, evaluation, objective
 
-    homes = (terms, tradeoff, objective, evaluation)
+    homes = (terms, tradeoff, objective, evaluation, aggregate)
     assert [name for name in names if not any(hasattr(home, name) for home in homes)] == []
     public = {name for home in (terms, tradeoff) for name, value in vars(home).items() if callable(value)}
     statements = {name for name in public if re.search(r"_(is|are|by|leaves|agree|shrinks|collapse|splits)_", name)}

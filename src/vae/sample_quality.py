@@ -16,7 +16,7 @@ from vae.data import Split, to_float
 from vae.model import VAE
 
 FEATURES = 64  # few enough for a covariance from 1,000 images
-STEPS = 1000
+STEPS = 600
 BATCH_SIZE = 128
 LEARNING_RATE = 3e-3
 

@@ -145,11 +145,13 @@ def trial_run(number: int, parent: str | None, params: Params, hardware: Hardwar
         yield run_id
 
 
-def end_dead_run(run_id: str) -> None:
-    """End the run of a process that died."""
+def end_dead_trial(number: int, parent: str) -> None:
+    """End the run of a search's trial whose process died. It is found by its tags: the process may have told no one."""
+    query = f"tags.`mlflow.parentRunId` = '{parent}' and tags.trial = '{number}' and attributes.status = 'RUNNING'"
     client = mlflow.MlflowClient()
-    client.set_tag(run_id, "state", "KILLED")
-    client.set_terminated(run_id, "KILLED")
+    for run in mlflow.search_runs(filter_string=query, output_format="list"):
+        client.set_tag(run.info.run_id, "state", "KILLED")
+        client.set_terminated(run.info.run_id, "KILLED")
 
 
 def log_tags(tags: Mapping[str, Any]) -> None:

@@ -195,15 +195,15 @@ def in_state(study: optuna.Study, *states: TrialState) -> list[FrozenTrial]:
 
 def retry(study: optuna.Study, trial: FrozenTrial) -> None:
     """Queue a trial whose worker died again, `RETRIES` times at most, and end its run in MLflow."""
-    run_id = trial.user_attrs.get(MLFLOW_RUN)
+    parent = study.user_attrs.get(MLFLOW_RUN)
     trial = deepcopy(trial)
     trial.user_attrs = {}  # else the new trial would be the dead worker's from the start
     if "fixed_params" in trial.system_attrs:  # params.yaml's values: set again from there, also outside of the space
         trial.params, trial.distributions = {}, {}
     RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)(study, trial)
-    if run_id:
+    if parent:
         with tracking.tolerant():
-            tracking.end_dead_run(run_id)
+            tracking.end_dead_trial(trial.number, parent)
 
 
 def retry_dead(study: optuna.Study, alive: set[str], patience: float) -> int:
