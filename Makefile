@@ -62,7 +62,7 @@ theory: $(READY)  ## Check the statements of docs/theory.md and redraw its pictu
 	python -m vae.theory
 
 test: $(READY)  ## Run the test suite, on two cores
-	python -m pytest --numprocesses 2 --dist loadfile
+	python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)  ## Check style and types
 	ruff check .

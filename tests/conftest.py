@@ -50,6 +50,15 @@ TINY = {
 }
 
 
+# With two processes, neither should begin one of these files when the other one is done.
+LONGEST_FIRST = ["test_search_processes", "test_pipeline", "test_tracking", "test_search"]
+
+
+def pytest_collection_modifyitems(items):
+    rank = {name: number for number, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
 class Project:
     """A copy of this project in a folder of its own."""
 

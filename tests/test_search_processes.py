@@ -183,7 +183,7 @@ def test_a_search_survives_every_kind_of_end(small):
         assert trial.params == {} or trial.params in [again.params for again in counts]
     _, _, children = children_of_the_search(small)
     assert {run.info.status for run in children} == {"FINISHED", "KILLED"}
-    assert sum(run.data.tags["state"] == "COMPLETE" for run in children) == 12
+    assert sum(run.data.tags.get("state") == "COMPLETE" for run in children) == 12
     assert len(pd.read_csv(small / "search/trials.csv")) == 12
 
 

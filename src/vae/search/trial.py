@@ -97,9 +97,9 @@ class Worker:
         state = "KILLED"
         history: list[Record] = []
         with tracking.trial_run(trial.number, self.study.user_attrs.get(MLFLOW_RUN), params, hardware) as run_id:
-            trial.set_user_attr(MLFLOW_RUN, run_id)
             started = time.perf_counter()
             try:
+                trial.set_user_attr(MLFLOW_RUN, run_id)
                 fitted = self._fit(trial, params, hardware, history, may_prune, tracked=run_id is not None)
                 state = "COMPLETE"
             except optuna.TrialPruned:
