@@ -7,6 +7,7 @@ run again. Writes benchmarks/speedrun.csv and docs/speedrun.png.
 """
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ SAMPLES = 500
 DPI = 110
 
 Row = dict[str, Any]
+OnEpoch = Callable[[VAE, list[Record]], None]
 
 
 def main() -> None:
@@ -46,8 +48,12 @@ def main() -> None:
         print(f"{row['recipe']:6} {row['epochs']:>4} epochs {row['seconds']:>6.0f} s  NLL {row['nll']:.2f}", flush=True)
         write_atomically(OUTPUT, pd.DataFrame(rows).to_csv(index=False))
 
+    def measure_on_the_way(model: VAE, records: list[Record]) -> None:
+        if len(records) in LENGTHS:
+            add(row_of("plain", records, nll(copy.deepcopy(model), test, PLAIN)))
+
     if not any(row["recipe"] == "plain" for row in rows):
-        measure_on_the_way(PLAIN, train, validation, test, add)
+        trained(PLAIN, train, validation, measure_on_the_way)
     for epochs in LENGTHS:
         quick = [row for row in rows if row["recipe"] == "quick"]
         if any(row["nll"] <= TARGETS[-1] for row in quick):
@@ -61,26 +67,20 @@ def main() -> None:
     save(curves(table), PICTURE, DPI)
 
 
-def trained(params: Params, train: Split, validation: Split) -> tuple[VAE, list[Record]]:
-    """The model of `params` after `fit()`, and what it recorded."""
-    model = VAE.from_params(params.model, params.seed)
-    model.start_from(train.images)
-    fitted = fit(model, train, validation, params.train, resolve(params.train), seed=params.seed)
-    return model, fitted.history
-
-
-def measure_on_the_way(params: Params, train: Split, validation: Split, test: Split, add: Any) -> None:
-    """Train once, and add a row at each of LENGTHS."""
+def trained(
+    params: Params, train: Split, validation: Split, on_epoch: OnEpoch = lambda model, records: None
+) -> tuple[VAE, list[Record]]:
+    """The model of `params` after `fit()`, and its records; `on_epoch` sees both after each epoch."""
     model = VAE.from_params(params.model, params.seed)
     model.start_from(train.images)
     records: list[Record] = []
 
-    def on_epoch(record: Record) -> None:
+    def note(record: Record) -> None:
         records.append(record)
-        if record["epoch"] in LENGTHS:
-            add(row_of("plain", records, nll(copy.deepcopy(model), test, params)))
+        on_epoch(model, records)
 
-    fit(model, train, validation, params.train, resolve(params.train), seed=params.seed, on_epoch=on_epoch)
+    fit(model, train, validation, params.train, resolve(params.train), seed=params.seed, on_epoch=note)
+    return model, records
 
 
 def nll(model: VAE, test: Split, params: Params) -> float:
