@@ -77,16 +77,16 @@ def training_history(history: pd.DataFrame) -> Figure:
                 dash,
                 color=colour,
                 label=part,
-                lw=1.8,
+                lw=1.8 if len(history) < 500 else 0.6,  # of thousands, noise alone would fill the panel
                 marker="." if len(history) < 5 else None,
             )
         values = history[[f"train/{key}", f"val/{key}"]].to_numpy()
-        ax.plot(best["epoch"], best[f"val/{key}"], "o", color=VALIDATION, label="best epoch")
+        ax.plot(best["epoch"], best[f"val/{key}"], "o", color=VALIDATION, mec="black", label="best epoch")
         low, high = values.min(), np.quantile(values, 0.97)  # the first epoch would flatten all others
         if high > low:
             ax.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
         ax.set(title=name, xlabel="epoch", ylabel="nats per image")
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True))  # as many ticks as there is room for
         ax.grid(alpha=0.3)
     figure.axes[0].legend(frameon=False)
     return figure
