@@ -13,7 +13,7 @@ TRAIN_FLAGS = $(call flags,EPOCHS BATCH_SIZE LATENT_DIM BETA LEARNING_RATE)
 PUBLISHED_FLAGS = $(RECIPES) $(call flags,EPOCHS)
 SEARCH_FLAGS = $(subst --trials,--n_trials,$(call flags,TRIALS EPOCHS WORKERS))
 
-.PHONY: help setup repro train search adopt dashboard examples theory ui test lint format bench published speedrun clean
+.PHONY: help setup repro train search adopt dashboard examples theory ui test lint format bench published speedrun load clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -83,6 +83,9 @@ published: $(READY)  ## Train recipes and compare with published test NLLs: RECI
 
 speedrun: $(READY)  ## Measure the time of training until the test NLL reaches published ones
 	python benchmarks/speedrun.py
+
+load: $(READY)  ## Measure what happens under load: many loggers, a long study, a long history, a crowded store
+	python benchmarks/load.py
 
 clean:  ## Delete the environment and what tools cache; data, models and runs stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build src/*.egg-info
