@@ -530,6 +530,19 @@ def test_figures_can_be_drawn_of_one_trial_and_of_choices(here):
     results.write(study, params)
 
 
+def test_the_curves_of_thousands_of_trials_are_a_few_artists():
+    states = ["COMPLETE", "PRUNED"] * 1000
+    curves = {number: [200.0 - number / 100, 150.0][: 2 - number % 2] for number in range(2000)}
+    rows = pd.DataFrame({"trial": range(2000), "state": states, "neg_elbo": [min(curve) for curve in curves.values()]})
+    (ax,) = figures.intermediate_values(rows, curves).axes
+    complete, pruned = ax.collections
+    assert [len(collection.get_segments()) for collection in (complete, pruned)] == [1000, 1000]
+    np.testing.assert_array_equal(complete.get_segments()[2], [[1, 200 - 0.04], [2, 150]])
+    crosses, best = ax.lines
+    assert len(crosses.get_xdata()) == 1000 and crosses.get_ydata()[0] == 200 - 0.01
+    assert best.get_label() == "best: trial 0"
+
+
 def test_undominated_rows_are_those_that_no_other_beats():
     points = np.random.default_rng(0).integers(0, 8, (60, 2)).astype(float)
     expected = [not any((q <= p).all() and (q < p).any() for q in points) for p in points]

@@ -166,11 +166,12 @@ def intermediate_values(rows: pd.DataFrame, curves: Curves) -> Figure:
     complete = rows[rows["state"] == "COMPLETE"]
     best = complete.sort_values("neg_elbo")["trial"].iloc[0]
     for label, state, colour in (("complete", "COMPLETE", PALETTE[0]), ("pruned", "PRUNED", "0.55")):
-        for number in rows.loc[rows["state"] == state, "trial"]:
-            ax.plot(range(1, len(curves[number]) + 1), curves[number], color=colour, lw=0.9, alpha=0.6, label=label)
-            if state == "PRUNED":
-                ax.plot(len(curves[number]), curves[number][-1], "x", color=colour, ms=6)
-            label = "_"  # one entry in the legend for all
+        shown = [curves[number] for number in rows.loc[rows["state"] == state, "trial"]]
+        if shown:  # as one artist: thousands of them would take a minute to draw
+            lines = [np.column_stack([range(1, len(curve) + 1), curve]) for curve in shown]
+            ax.add_collection(LineCollection(lines, color=colour, lw=0.9, alpha=0.6, label=label))
+        if state == "PRUNED":
+            ax.plot([len(curve) for curve in shown], [curve[-1] for curve in shown], "x", color=colour, ms=6)
     curve = curves[best]
     ax.plot(range(1, len(curve) + 1), curve, color=PALETTE[1], lw=2.2, marker=".", label=f"best: trial {best}")
     lengths = [len(curve) for curve in curves.values()]
@@ -178,7 +179,7 @@ def intermediate_values(rows: pd.DataFrame, curves: Curves) -> Figure:
     ax.set_ylim(min(ends) - 0.03 * np.ptp(ends) - 0.1, np.quantile(ends, 0.97) + 0.1)
     ax.set_xticks(range(1, max(lengths) + 1, max(1, max(lengths) // 10)))
     ax.set(title="Validation −ELBO by epoch", xlabel="epoch", ylabel=NEG_ELBO)
-    ax.legend(frameon=False)
+    ax.legend(frameon=False, loc="upper right")
     return figure
 
 
