@@ -210,18 +210,10 @@ def long_study(sizes: Sizes) -> list[Row]:
         return float(looks[column].iloc[-1] - looks[column].iloc[0]) / max(1, len(looks) - 1)
 
     size = f"{trials} trials, 2 workers"
-    rows = [
-        row(
-            "long_study",
-            size,
-            f"{name}, last tenth",
-            "s",
-            of_a_trial(late, column),
-            "first tenth",
-            of_a_trial(early, column),
-        )
-        for name, column in (("a trial's wall time", "ended"), ("a trial's CPU time", "cpu"))
-    ]
+    rows = []
+    for name, column in (("a trial's wall time", "ended"), ("a trial's CPU time", "cpu")):
+        first, last = of_a_trial(early, column), of_a_trial(late, column)
+        rows.append(row("long_study", size, f"{name}, last tenth", "s", last, "first tenth", first))
     for column in ("parent", "worker"):
         first, most = float(early[column].iloc[0]), float(looks[column].max())
         rows.append(row("long_study", size, f"memory of the {column}, at most", "MiB", most, "beginning", first))
