@@ -257,7 +257,10 @@ def seconds_to_draw(history: pd.DataFrame) -> float:
 
 
 def crowded_store(sizes: Sizes) -> list[Row]:
-    """A store with many runs: what the UI's first page asks of the server, and opening one run more."""
+    """A store with many runs: what the UI's first page asks of the server, and opening one run more.
+
+    A page holds 100 runs at most, and takes as long as they are many: of ten, it has ten.
+    """
     taken = {}
     with empty_project():
         tracking.connect()
