@@ -168,10 +168,10 @@ def measure_tracking(params: Params, train: Split, folder: Path) -> float:
     tracking.connect()  # creates the database, once for all runs
     started = time.perf_counter()
     tracking.connect()
-    with tracking.run(tracking.run_name(params)):
-        tracking.log_params(params, hardware)
+    with tracking.run(tracking.run_name(params)) as run:
+        tracking.log_params(run, params, hardware)
         for epoch in range(params.train.epochs):
-            tracking.log_metrics(records[-1], step=epoch)
+            run.log_metrics(records[-1], step=epoch)
     return (time.perf_counter() - started) / (params.train.epochs * records[-1]["train/seconds"])
 
 

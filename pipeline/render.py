@@ -20,9 +20,9 @@ def main(params: Params) -> None:
     history = pd.read_csv(METRICS / "history.csv")
     drawn = draw(model, load(RAW, "test"), mu, logvar, history, params, FIGURES)
     print(f"{len(drawn)} figures in {FIGURES}/: {', '.join(path.stem for path in drawn)}")
-    with tracking.tolerant(), tracking.resume(params, resolve(params.train), read_run_id()):
+    with tracking.resume(params, resolve(params.train), read_run_id()) as run:
         for path in drawn:
-            tracking.log_artifact(path, "figures")
+            run.log_artifact(path, "figures")
 
 
 if __name__ == "__main__":

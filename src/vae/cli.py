@@ -70,12 +70,11 @@ def train(params: Params, output: Path, data: Path) -> None:
         write_json(output / "metrics.json", {"dataset": record["name"], **training.summary, **tests})
         history = pd.DataFrame(training.fitted.history)
         figures = draw(training.model.cpu(), test, result.mu, result.logvar, history, params, output)
-        with tracking.tolerant():
-            tracking.log_metrics(tests)
-            for path in figures:
-                tracking.log_artifact(path, "figures")
+        training.run.log_metrics(tests)
+        for path in figures:
+            training.run.log_artifact(path, "figures")
     print(f"{output / WEIGHTS}, for VAE.load; beside it {len(figures)} figures, metrics.json and history.csv")
-    print(f"run {training.run_id} of {tracking.EXPERIMENT} in {tracking.tracking_uri()}")
+    print(f"run {training.run.id} of {tracking.EXPERIMENT} in {tracking.tracking_uri()}")
 
 
 def _require_own_folder(params: Params, raw: Path, dataset: Path) -> None:

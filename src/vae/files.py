@@ -8,8 +8,16 @@ from pathlib import Path
 from typing import Any
 
 
+def project_root() -> Path:
+    """The project's folder; under `dvc exp run --temp` that of the main repository, not of the temporary copy."""
+    return Path(os.environ.get("DVC_ROOT") or ".").resolve()
+
+
 def write_atomically(path: Path | str, content: bytes | str) -> None:
-    """Write `content` beside `path`, flush it to the disk, and rename it into place."""
+    """Write `content` beside `path`, flush it to the disk, and rename it into place.
+
+    When this returns, the new content is there to stay, whatever happens to the power.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode() if isinstance(content, str) else content
@@ -24,6 +32,17 @@ def write_atomically(path: Path | str, content: bytes | str) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+    _flush_folder(path.parent)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Flush the folder's list of names, where the system has such a call."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_json(path: Path | str, content: Any) -> None:

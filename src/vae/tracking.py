@@ -1,63 +1,61 @@
 """MLflow, and nothing but MLflow: where the store is, one run for all stages, what every run carries.
 
-Metric files are written before anything is logged, and trouble in mid-run never ends a training: it is said once.
+Metric files are written before anything is logged, and trouble in mid-run never ends a training (`vae.run`).
 """
 
-import logging
+import hashlib
 import os
-import signal
+import sqlite3
 import subprocess
 import sys
-import threading
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-# Before MLflow is imported: a dead server is given up after seconds, not minutes; nothing is reported home.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-
-import mlflow
 import requests
-from alembic.util import CommandError
 from filelock import FileLock
-from mlflow.data.dataset_source_registry import resolve_dataset_source
-from mlflow.data.meta_dataset import MetaDataset
-from mlflow.exceptions import MlflowException
-from sqlalchemy.exc import SQLAlchemyError
 
 from vae.config import ModelParams, Params
 from vae.device import Hardware
 from vae.errors import TrackingError
+from vae.files import project_root
+from vae.run import TROUBLE, MlflowException, Run, mlflow, one_line, send_unsent, uninterrupted, warn_once
 
 EXPERIMENT = "vae-mnist"
 SEARCH_EXPERIMENT = "vae-mnist-search"
 REACHABLE_SECONDS = 5.0
 SYSTEM_METRICS_SECONDS = 5
-# What MLflow raises when its store is in trouble: its own errors, and those of what it stands on.
-TROUBLE = (MlflowException, requests.RequestException, SQLAlchemyError, CommandError, ImportError, OSError)
 CODE = ["src", "pipeline", "params.yaml", "dvc.yaml", "pyproject.toml", "requirements.lock"]
-
-
-def project_root() -> Path:
-    """The project's folder; under `dvc exp run --temp` that of the main repository, not of the temporary copy."""
-    return Path(os.environ.get("DVC_ROOT") or ".").resolve()
 
 
 def tracking_uri() -> str:
     """MLFLOW_TRACKING_URI, or else the SQLite database in the project's `mlruns/`."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project_root() / 'mlruns' / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or _own_store()
+
+
+def _own_store() -> str:
+    return f"sqlite:///{project_root() / 'mlruns' / 'mlflow.db'}"
+
+
+def _unsent() -> Path:
+    """The folder of what runs of this store couldn't send. Ours may move; the URI of another may hold a password."""
+    uri = tracking_uri()
+    store = "local" if uri == _own_store() else hashlib.sha256(uri.encode()).hexdigest()[:8]
+    return project_root() / "mlruns" / "unsent" / store
 
 
 def connect(experiment: str = EXPERIMENT) -> None:
-    """Point MLflow at the store and the experiment, creating what isn't there.
+    """Point MLflow at the store and the experiment, creating what isn't there; send what earlier processes couldn't.
 
-    Raises TrackingError, within ten seconds, where the store can't be reached.
+    Raises TrackingError where the store can't be used: within ten seconds where a server is out of reach, twenty where
+    another process locks the database.
     """
+    _connect(experiment)
+    send_unsent(_unsent())
+
+
+def _connect(experiment: str) -> None:
     uri = tracking_uri()
     if uri.startswith(("http://", "https://")):
         try:  # any answer will do: only silence means that the server isn't there
@@ -83,17 +81,41 @@ def connect(experiment: str = EXPERIMENT) -> None:
                     # Tells the UI to show training runs first.
                     tags={"mlflow.experimentKind": "custom_model_development"},
                 )
+            _move_artifacts(folder)
             mlflow.set_experiment(experiment)
-    except TROUBLE as error:
-        raise TrackingError(f"the MLflow store {uri} can't be used: {_one_line(error)}") from None
+    except (*TROUBLE, sqlite3.Error) as error:
+        raise TrackingError(f"the MLflow store {uri} can't be used: {one_line(error)}") from None
+
+
+def _move_artifacts(folder: Path) -> None:
+    """Make the database in `folder` find the artifacts beside it where both were moved: MLflow has absolute paths."""
+    database = folder / "mlflow.db"
+    if not database.exists():  # the store is another one
+        return
+    here = (folder / "artifacts").as_uri()
+    with closing(sqlite3.connect(database)) as connection, connection:
+        theirs = "SELECT DISTINCT artifact_location FROM experiments WHERE artifact_location LIKE '%/mlruns/artifacts'"
+        for (old,) in connection.execute(theirs).fetchall():
+            for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
+                connection.execute(
+                    f"UPDATE {table} SET {column} = :here || substr({column}, :length + 1) "
+                    f"WHERE :old != :here AND substr({column}, 1, :length) = :old",
+                    {"here": here, "old": old, "length": len(old)},
+                )
 
 
 @contextmanager
-def run(name: str, *, run_id: str | None = None) -> Iterator[str]:
-    """Open the run `run_id`, or a new one called `name` where there is none such; yields its id.
+def run(name: str, *, run_id: str | None = None) -> Iterator[Run]:
+    """Open the run `run_id`, or a new one called `name` where there is none such.
 
     It ends as FINISHED, FAILED, or, after Ctrl-C or a termination, KILLED.
     """
+    opened = _open(name, run_id)
+    with _ending(opened):
+        yield opened
+
+
+def _open(name: str, run_id: str | None) -> Run:
     if run_id and not _exists(run_id):
         print(f"warning: run {run_id} is not in {tracking_uri()}: opening a new one", file=sys.stderr)
         run_id = None
@@ -101,13 +123,12 @@ def run(name: str, *, run_id: str | None = None) -> Iterator[str]:
     try:
         active = mlflow.start_run(run_id, run_name=None if run_id else name, log_system_metrics=True)
     except TROUBLE as error:
-        raise TrackingError(f"no run can be opened in {tracking_uri()}: {_one_line(error)}") from None
-    with _ending():
-        yield active.info.run_id
+        raise TrackingError(f"no run can be opened in {tracking_uri()}: {one_line(error)}") from None
+    return Run(active.info.run_id, _unsent() / active.info.run_id, active.data.params)
 
 
 @contextmanager
-def _ending() -> Iterator[None]:
+def _ending(run: Run) -> Iterator[None]:
     status = "FAILED"
     try:
         yield
@@ -116,8 +137,16 @@ def _ending() -> Iterator[None]:
         status = "KILLED"
         raise
     finally:
-        with tolerant():
-            mlflow.end_run(status)
+        run.end(status)
+
+
+def epochs_logged(run: Run) -> int:
+    """The last epoch in a training's run, 0 where there is none. Raises TrackingError."""
+    try:
+        curve = mlflow.MlflowClient().get_metric_history(run.id, "val/neg_elbo")
+    except TROUBLE as error:
+        raise TrackingError(f"run {run.id} can't be read: {one_line(error)}") from None
+    return max((point.step for point in curve), default=0)
 
 
 def new_search(params: Params) -> str:
@@ -131,18 +160,23 @@ def new_search(params: Params) -> str:
 
 
 @contextmanager
-def trial_run(number: int, parent: str | None, params: Params, hardware: Hardware) -> Iterator[str | None]:
-    """The run of a search's trial, below that of the search; yields its id, None where MLflow is in trouble.
+def trial_run(number: int, parent: str | None, params: Params, hardware: Hardware) -> Iterator[Run | None]:
+    """The run of a search's trial, below that of the search; None where MLflow is in trouble.
 
     It ends as `run()` does. Trouble never ends the trial.
     """
-    run_id = None
-    with tolerant():
-        tags = {"mlflow.parentRunId": parent} if parent else {}
-        run_id = mlflow.start_run(run_name=f"trial {number}", tags=tags | {"trial": str(number)}).info.run_id
-        log_params(params, hardware)
-    with _ending():
-        yield run_id
+    tags = {"trial": str(number)} | ({"mlflow.parentRunId": parent} if parent else {})
+    try:
+        with uninterrupted():
+            run_id = mlflow.start_run(run_name=f"trial {number}", tags=tags).info.run_id
+    except TROUBLE as error:
+        warn_once(error)
+        yield None
+        return
+    run = Run(run_id, _unsent() / run_id)
+    with _ending(run):
+        log_params(run, params, hardware)
+        yield run
 
 
 def end_dead_trial(number: int, parent: str) -> None:
@@ -154,18 +188,23 @@ def end_dead_trial(number: int, parent: str) -> None:
         client.set_terminated(run.info.run_id, "KILLED")
 
 
-def log_tags(tags: Mapping[str, Any]) -> None:
-    """Set tags of the open run."""
-    mlflow.set_tags(dict(tags))
-
-
 @contextmanager
-def resume(params: Params, hardware: Hardware, run_id: str | None) -> Iterator[str]:
-    """The run that trained the model; where the store doesn't have it, a new one that carries the parameters too."""
-    with run(run_name(params), run_id=run_id) as active:
-        if active != run_id:
-            log_params(params, hardware)
-        yield active
+def resume(params: Params, hardware: Hardware, run_id: str | None) -> Iterator[Run]:
+    """The run that trained the model; where the store doesn't have it, a new one that carries the parameters too.
+
+    Where the store is in trouble, what it is told waits until the store is there again.
+    """
+    try:
+        opened = _open(run_name(params), run_id)
+    except TrackingError as error:
+        if not run_id:
+            raise
+        warn_once(error)
+        opened = Run(run_id, _unsent() / run_id)
+    with _ending(opened):
+        if opened.id != run_id:
+            log_params(opened, params, hardware)
+        yield opened
 
 
 def _exists(run_id: str) -> bool:
@@ -175,92 +214,37 @@ def _exists(run_id: str) -> bool:
         return False
 
 
-_warned = False
-
-
-@contextmanager
-def tolerant() -> Iterator[None]:
-    """Trouble with MLflow becomes one warning: a training is worth more than its log.
-
-    Ctrl-C and a termination wait for the end of the block: one that broke into a transaction left SQLite locked.
-    """
-    global _warned
-    try:
-        with _uninterrupted():
-            yield
-    except (*TROUBLE, TrackingError) as error:
-        if not _warned:
-            print(f"warning: not tracked in MLflow: {_one_line(error)}", file=sys.stderr)
-        _warned = True
-        # From here on a server that is gone costs a second an epoch, not twenty; once back, it is used again.
-        os.environ |= {"MLFLOW_HTTP_REQUEST_TIMEOUT": "1", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
-        logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # its threads would say the same again and again
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # no signal handler runs in another one
-        yield
-        return
-    held: list[int] = []
-    handlers = {
-        number: signal.signal(number, lambda number, _: held.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        if held:
-            signal.raise_signal(held[0])
-
-
-def log_params(params: Params, hardware: Hardware) -> None:
+def log_params(run: Run, params: Params, hardware: Hardware) -> None:
     """What params.yaml says of a training under dotted names, what `auto` came to, and the code's state as tags."""
-    mlflow.log_params({name: value for name, value in _loggable(params).items() if not name.startswith("search.")})
-    mlflow.set_tags({"device": str(hardware.device), "precision": hardware.precision, **_origin()})
+    run.log_params({name: value for name, value in _loggable(params).items() if not name.startswith("search.")})
+    run.log_tags({"device": str(hardware.device), "precision": hardware.precision, **_origin()})
 
 
 def _loggable(params: Params) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in params.flat().items()}
 
 
-def log_metrics(metrics: Mapping[str, Any], prefix: str = "", step: int | None = None) -> None:
-    """The numbers among `metrics`, under `prefix`."""
-    numbers = {f"{prefix}{key}": float(value) for key, value in metrics.items() if isinstance(value, int | float)}
-    mlflow.log_metrics(numbers, step=step)
-
-
-def log_dataset(record: Mapping[str, Any], folder: Path | str) -> None:
+def log_dataset(run: Run, record: Mapping[str, Any], folder: Path | str) -> None:
     """The data set as the run's input, and its name, source and checksum as tags."""
     checksum = record["sha256"]["train-images-idx3-ubyte"]
-    with warnings.catch_warnings():  # MLflow registers its source of local files twice, and says so each time
-        warnings.simplefilter("ignore", UserWarning)
-        source = resolve_dataset_source(str(folder))
-    mlflow.log_input(MetaDataset(source, name=record["name"], digest=checksum[:8]), context="training")  # type: ignore[abstract]
-    mlflow.set_tags({"dataset": record["name"], "dataset.source": record["source"], "data.sha256": checksum})
+    run.log_dataset(record["name"], checksum[:8], folder)
+    run.log_tags({"dataset": record["name"], "dataset.source": record["source"], "data.sha256": checksum})
 
 
-def log_training(summary: Mapping[str, Any], model_sha256: str, artifacts: Sequence[Path]) -> None:
+def log_training(run: Run, summary: Mapping[str, Any], model_sha256: str, artifacts: Sequence[Path]) -> None:
     """What a finished training adds to its run."""
-    log_metrics(summary, prefix="summary/")
-    mlflow.set_tag("model.sha256", model_sha256)
+    run.log_metrics(summary, prefix="summary/")
+    run.log_tags({"model.sha256": model_sha256})
     for path in artifacts:
-        log_artifact(path)
+        run.log_artifact(path)
 
 
-def log_search(summary: Mapping[str, Any], artifacts: Sequence[Path]) -> None:
-    """What a search found, in its open run: numbers as metrics, all as tags, files as artifacts."""
-    log_metrics(summary)
-    log_tags(summary)
+def log_search(run: Run, summary: Mapping[str, Any], artifacts: Sequence[Path]) -> None:
+    """What a search found, in its run: numbers as metrics, all as tags, files as artifacts."""
+    run.log_metrics(summary)
+    run.log_tags(summary)
     for path in artifacts:
-        log_artifact(path)
-
-
-def log_artifact(path: Path, folder: str | None = None) -> None:
-    """Add a file to the open run."""
-    mlflow.log_artifact(str(path), folder)
+        run.log_artifact(path)
 
 
 def _origin() -> dict[str, str]:
@@ -295,10 +279,6 @@ def _widths(model: ModelParams) -> str:
 def _scientific(value: float) -> str:
     mantissa, exponent = f"{value:.3e}".split("e")
     return f"{float(mantissa):g}e{int(exponent)}"
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 def serve_ui(port: int = 5000) -> None:

@@ -26,6 +26,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from vae import tracking
 from vae.config import Params, Range, searched_section
 from vae.errors import SearchError
+from vae.run import tolerant
 
 FOLDER = Path("search")
 JOURNAL = FOLDER / "study.journal"
@@ -135,7 +136,7 @@ def open_study(params: Params, dataset: Mapping[str, Any], storage: BaseStorage,
             study = optuna.create_study(storage=storage, study_name=name, directions=["minimize"] * len(names))
             study.set_metric_names(names)
         if MLFLOW_RUN not in study.user_attrs:
-            with tracking.tolerant():
+            with tolerant():
                 study.set_user_attr(MLFLOW_RUN, tracking.new_search(params))
         trials = study.get_trials(deepcopy=False)
         if len(counted(trials)) < params.search.n_trials:
@@ -202,7 +203,7 @@ def retry(study: optuna.Study, trial: FrozenTrial) -> None:
         trial.params, trial.distributions = {}, {}
     RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)(study, trial)
     if parent:
-        with tracking.tolerant():
+        with tolerant():
             tracking.end_dead_trial(trial.number, parent)
 
 

@@ -16,6 +16,7 @@ from vae.data import load, split_validation
 from vae.device import Hardware, resolve
 from vae.errors import SearchError
 from vae.model import VAE
+from vae.run import Run
 from vae.search.study import (
     MLFLOW_RUN,
     alone,
@@ -96,11 +97,11 @@ class Worker:
             torch.cuda.empty_cache()  # the next trial shouldn't pay for one that ran out of memory
         state = "KILLED"
         history: list[Record] = []
-        with tracking.trial_run(trial.number, self.study.user_attrs.get(MLFLOW_RUN), params, hardware) as run_id:
+        with tracking.trial_run(trial.number, self.study.user_attrs.get(MLFLOW_RUN), params, hardware) as run:
             started = time.perf_counter()
             try:
-                trial.set_user_attr(MLFLOW_RUN, run_id)
-                fitted = self._fit(trial, params, hardware, history, may_prune, tracked=run_id is not None)
+                trial.set_user_attr(MLFLOW_RUN, run and run.id)
+                fitted = self._fit(trial, params, hardware, history, may_prune, run)
                 state = "COMPLETE"
             except optuna.TrialPruned:
                 state = "PRUNED"
@@ -110,22 +111,20 @@ class Worker:
             finally:
                 trial.set_user_attr("curve", [record["val/neg_elbo"] for record in history])
                 trial.set_user_attr("seconds", round(time.perf_counter() - started, 3))
-                with tracking.tolerant():
-                    if run_id:
-                        tracking.log_tags({"state": state})
+                if run:
+                    run.log_tags({"state": state})
             if state == "COMPLETE":
-                return self._values(trial, fitted)
+                return self._values(trial, fitted, run)
         raise optuna.TrialPruned
 
     def _fit(
-        self, trial: Trial, params: Params, hardware: Hardware, history: list[Record], may_prune: bool, tracked: bool
+        self, trial: Trial, params: Params, hardware: Hardware, history: list[Record], may_prune: bool, run: Run | None
     ) -> Fitted:
         def on_epoch(record: Record) -> None:
             history.append(record)
             epoch = int(record["epoch"])
-            if tracked:
-                with tracking.tolerant():
-                    tracking.log_metrics({name: value for name, value in record.items() if "/" in name}, step=epoch)
+            if run:
+                run.log_metrics({name: value for name, value in record.items() if "/" in name}, step=epoch)
             if params.search.objective == "elbo":
                 trial.report(record["val/neg_elbo"], epoch)
                 if may_prune and epoch < params.train.epochs and trial.should_prune():
@@ -144,17 +143,15 @@ class Worker:
             on_epoch=on_epoch,
         )
 
-    def _values(self, trial: Trial, fitted: Fitted) -> float | tuple[float, float]:
+    def _values(self, trial: Trial, fitted: Fitted, run: Run | None) -> float | tuple[float, float]:
         """What is minimised: the best epoch's figures at β = 1, whatever β it was trained with."""
         reconstruction, kl = fitted.best["val/reconstruction"], fitted.best["val/kl"]
         trial.set_user_attr("best_epoch", fitted.best_epoch)
         trial.set_user_attr("reconstruction", reconstruction)
         trial.set_user_attr("kl", kl)
-        with tracking.tolerant():
-            if trial.user_attrs[MLFLOW_RUN]:
-                tracking.log_metrics(
-                    {"reconstruction": reconstruction, "kl": kl, "neg_elbo": reconstruction + kl}, prefix="summary/val/"
-                )
+        if run:
+            figures = {"reconstruction": reconstruction, "kl": kl, "neg_elbo": reconstruction + kl}
+            run.log_metrics(figures, prefix="summary/val/")
         if self.params.search.objective == "rate_distortion":
             return reconstruction, kl
         return reconstruction + kl

@@ -27,6 +27,7 @@ from vae import tracking
 from vae.config import Params
 from vae.device import resolve
 from vae.errors import SearchError, VAEError
+from vae.run import tolerant
 from vae.search import results
 from vae.search.study import (
     FOLDER,
@@ -94,14 +95,13 @@ def search(params: Params, dataset: Mapping[str, Any], folder: Path) -> None:
         missing = params.search.n_trials - len(done)
         print(f"study {study.study_name}: {len(done)} of {params.search.n_trials} trials done", end="")
         print(f", {died} died and will be run again" if died else "", flush=True)
-        with tracking.run("search", run_id=study.user_attrs.get(MLFLOW_RUN)) as run_id:
-            if study.user_attrs.get(MLFLOW_RUN) != run_id:
-                study.set_user_attr(MLFLOW_RUN, run_id)
+        with tracking.run("search", run_id=study.user_attrs.get(MLFLOW_RUN)) as run:
+            if study.user_attrs.get(MLFLOW_RUN) != run.id:
+                study.set_user_attr(MLFLOW_RUN, run.id)
             if missing > 0:
                 _run_trials(study, params, dataset, folder, plan(params, missing))
             written = results.write(study, params)
-            with tracking.tolerant():
-                tracking.log_search(results.summary(study, params), written)
+            tracking.log_search(run, results.summary(study, params), written)
         print(results.closing_table(study, params))
 
 
@@ -203,7 +203,7 @@ def _work(params: Params, dataset: Mapping[str, Any], folder: Path, number: int,
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
-    with tracking.tolerant():
+    with tolerant():
         tracking.connect(tracking.SEARCH_EXPERIMENT)
     try:
         Worker(params, dataset, folder, multiprocessing.current_process().name, number).run()

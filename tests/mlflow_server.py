@@ -1,0 +1,59 @@
+"""A real MLflow server for tests, that can be killed, stopped and started again over the same store."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from conftest import ENVIRONMENT
+
+
+class Server:
+    """A server over a database and artifacts in `folder`, the leader of a group of processes; it runs in a `with`."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        with socket.socket() as unused:
+            unused.bind(("127.0.0.1", 0))
+            self.port = unused.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.process = None
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *_):
+        self.signal(signal.SIGKILL)
+
+    def start(self):
+        command = [sys.executable, "-m", "mlflow", "server", "--host=127.0.0.1", f"--port={self.port}", "--workers=1"]
+        folders = [
+            f"--backend-store-uri=sqlite:///{self.folder / 'server.db'}",
+            f"--artifacts-destination={self.folder / 'artifacts'}",
+        ]
+        environment = {**ENVIRONMENT, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        log = self.folder / "server.log"
+        with log.open("w") as file:
+            self.process = subprocess.Popen(
+                [*command, *folders], env=environment, stdout=file, stderr=file, start_new_session=True, cwd=self.folder
+            )
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and self.process.poll() is None:
+            try:
+                with urlopen(f"{self.url}/health", timeout=1):
+                    return
+            except (URLError, TimeoutError, ConnectionError):
+                time.sleep(0.2)
+        raise AssertionError(f"the MLflow server did not start:\n{log.read_text()}")
+
+    def signal(self, number):
+        """Send a signal to all its processes."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, number)
+            if number == signal.SIGKILL:
+                self.process.wait()
