@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from recipes import RECIPES, Recipe
-from vae import tracking
+from vae.checkpoints import Checkpoints
 from vae.config import Params
 from vae.data import binarize_once, load
 from vae.errors import ConfigError
@@ -79,11 +79,18 @@ def run(recipe: Recipe, params: Params) -> Row:
     ) as training:
         test = load(RAW, "test")
         targets = binarize_once(test.images, params.data.binarization).to(training.hardware.device)
-        evaluation = evaluate(training.model, targets, test.labels, params.evaluate, seed=params.seed, progress=True)
+        evaluation = evaluate(
+            training.model,
+            targets,
+            test.labels,
+            params.evaluate,
+            seed=params.seed,
+            progress=True,
+            checkpoints=Checkpoints(folder / "checkpoints" / "evaluation"),
+        )
         metrics = evaluation.metrics()
-        with tracking.tolerant():
-            tracking.log_metrics(metrics, prefix="test/")
-            tracking.log_tags({"recipe": recipe.name, "published": recipe.published, "source": recipe.source})
+        training.run.log_metrics(metrics, prefix="test/")
+        training.run.log_tags({"recipe": recipe.name, "published": recipe.published, "source": recipe.source})
     row = {
         "recipe": recipe.name,
         "source": recipe.source,

@@ -7,6 +7,7 @@ import torch
 
 from vae import tracking
 from vae.aggregate import split_kl
+from vae.checkpoints import Checkpoints
 from vae.config import Params
 from vae.data import Split, binarize_once, load
 from vae.device import resolve
@@ -14,7 +15,7 @@ from vae.evaluation import Evaluation, describe, evaluate, linear_probe_accuracy
 from vae.files import sha256, write_atomically, write_json
 from vae.model import VAE
 from vae.sample_quality import sample_quality
-from vae.stages import METRICS, MODEL, RAW, load_model, read_dataset, read_run_id, run_stage
+from vae.stages import METRICS, MODEL, RAW, RESUMED, checkpoint_folder, load_model, read_dataset, read_run_id, run_stage
 
 
 def main(params: Params) -> None:
@@ -25,7 +26,10 @@ def main(params: Params) -> None:
     # All training images, those of the validation too: the VAE saw no labels.
     train, test = (binarized(part, params, hardware.device) for part in ("train", "test"))
     tracking.connect()
-    result = evaluate(model, test.images, test.labels, params.evaluate, seed=params.seed, progress=True)
+    kept = Checkpoints(checkpoint_folder("evaluate", params, hardware))
+    result = evaluate(
+        model, test.images, test.labels, params.evaluate, seed=params.seed, progress=True, checkpoints=kept
+    )
     metrics = {**result.metrics(), **further_metrics(model, train, test, result, params)}
     by_digit = result.by_digit()
 
@@ -43,10 +47,11 @@ def main(params: Params) -> None:
         "weights_sha256": sha256(MODEL),
     }
     write_json(METRICS / "evaluate.json", {**metrics, **protocol})
+    kept.delete()
     print(describe(metrics, params))
-    with tracking.tolerant(), tracking.resume(params, hardware, read_run_id()):
-        tracking.log_metrics(metrics, prefix="test/")
-        tracking.log_artifact(METRICS / "per_digit.csv")
+    with tracking.resume(params, hardware, read_run_id()) as run:
+        run.log_metrics(metrics, prefix="test/")
+        run.log_artifact(METRICS / "per_digit.csv")
 
 
 def binarized(part: str, params: Params, device: torch.device) -> Split:
@@ -69,4 +74,4 @@ def further_metrics(model: VAE, train: Split, test: Split, result: Evaluation, p
 
 
 if __name__ == "__main__":
-    run_stage(main, __doc__)
+    run_stage(main, __doc__, interrupted=RESUMED)

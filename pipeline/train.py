@@ -2,17 +2,19 @@
 
 from vae import tracking
 from vae.config import Params
+from vae.device import resolve
 from vae.files import write_json
-from vae.stages import METRICS, MODEL, RAW, RUN, read_dataset, run_stage
+from vae.stages import METRICS, MODEL, RAW, RESUMED, RUN, checkpoint_folder, read_dataset, run_stage
 from vae.tracked import tracked_training
 
 
 def main(params: Params) -> None:
     """Train, keep the best epoch's weights, and open the run that the later stages add to."""
-    with tracked_training(params, read_dataset(), RAW, MODEL, METRICS / "history.csv") as training:
+    dataset, kept = read_dataset(), checkpoint_folder("train", params, resolve(params.train))
+    with tracked_training(params, dataset, RAW, MODEL, METRICS / "history.csv", checkpoints=kept) as training:
         write_json(METRICS / "train.json", training.summary)
-        write_json(RUN, {"experiment": tracking.EXPERIMENT, "run_id": training.run_id})
+        write_json(RUN, {"experiment": tracking.EXPERIMENT, "run_id": training.run.id})
 
 
 if __name__ == "__main__":
-    run_stage(main, __doc__)
+    run_stage(main, __doc__, interrupted=RESUMED)

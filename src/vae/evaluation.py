@@ -5,6 +5,7 @@ set as a whole is in `vae.aggregate` (the KL's split) and `vae.sample_quality`.
 """
 
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from vae.checkpoints import Checkpoints
 from vae.config import EvaluateParams, Params
 from vae.data import to_float
 from vae.model import VAE, Encoding
@@ -25,7 +27,10 @@ ACTIVE_UNIT_VARIANCE = 0.01  # Burda et al. 2016, section 5.2
 COLLAPSED_SHARE = 0.9
 COLLAPSED_KL = 0.1  # nats per image; which of ten digits it is takes 2.3
 
+SECONDS_BETWEEN_CHECKPOINTS = 10.0
+
 Floats = npt.NDArray[np.float32]
+Part = tuple[Tensor, Tensor, Tensor]  # of a batch: figures [B, 4], posterior means and log-variances [B, L]
 
 
 @dataclass(frozen=True)
@@ -119,30 +124,33 @@ def evaluate(
     *,
     seed: int = 0,
     progress: bool = False,
+    checkpoints: Checkpoints | None = None,
 ) -> Evaluation:
     """Evaluate `model` on binarized `targets`, uint8 [N, D], on the device that both are on.
 
     The reconstruction is the mean over all importance samples, hence a better estimate than one sample's.
+    With `checkpoints`, an evaluation that is interrupted goes on from there, to the same figures.
     """
     model.eval()
     generator = torch.Generator(targets.device).manual_seed(seed)
-    images_at_once = max(1, params.chunk_size // params.importance_samples)
-    rows, mus, logvars = [], [], []
-    batches = targets.split(images_at_once)
-    for batch in tqdm(batches, "evaluate", disable=None if progress else True, leave=False, unit="batch"):
-        x = to_float(batch)
-        encoding = model.encoding(x)
-        mu, logvar = encoding.mu, encoding.logvar
-        log_likelihood, log_ratio = importance_samples(model, x, encoding, params, generator)
-        kl = exact_kl(model, mu, logvar) if model.params.kl_is_exact else log_ratio.mean(-1)
-        log_weights = log_likelihood - log_ratio
-        nll, error = -importance_weighted_bound(log_weights), sampling_error(log_weights)
-        columns = (-log_likelihood.mean(-1), kl, nll, error)
-        rows.append(torch.stack([column.cpu().double() for column in columns], 1))
-        mus.append(mu.cpu())
-        logvars.append(logvar.cpu())
-    mu, logvar = torch.cat(mus), torch.cat(logvars)
-    reconstruction, kl, nll, error = torch.cat(rows).unbind(1)
+    batches = targets.split(max(1, params.chunk_size // params.importance_samples))
+    parts: list[Part] = []
+    done = 0
+    if checkpoints and (state := checkpoints.load(torch.device("cpu"))):
+        parts, done = [state["part"]], state["batches"]
+        generator.set_state(state["generator"])
+    saved = time.monotonic()
+    bar = tqdm(total=len(batches), initial=done, desc="evaluate", disable=None if progress else True, leave=False)
+    with bar:
+        for number, batch in enumerate(batches[done:], done + 1):
+            parts.append(_evaluate_batch(model, to_float(batch), params, generator))
+            bar.update()
+            if checkpoints and time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
+                parts = [_joined(parts)]
+                checkpoints.save(number, {"part": parts[0], "batches": number, "generator": generator.get_state()})
+                saved = time.monotonic()
+    columns, mu, logvar = _joined(parts)
+    reconstruction, kl, nll, error = columns.unbind(1)
     table = pd.DataFrame(
         {
             "label": labels.cpu().numpy(),
@@ -154,6 +162,21 @@ def evaluate(
         }
     )
     return Evaluation(table, mu.numpy(), logvar.numpy())
+
+
+def _evaluate_batch(model: VAE, x: Tensor, params: EvaluateParams, generator: torch.Generator) -> Part:
+    """Reconstruction, KL, NLL and its sampling error of images [B, D], [B, 4], and their posteriors' mu and logvar."""
+    encoding = model.encoding(x)
+    log_likelihood, log_ratio = importance_samples(model, x, encoding, params, generator)
+    kl = exact_kl(model, encoding.mu, encoding.logvar) if model.params.kl_is_exact else log_ratio.mean(-1)
+    log_weights = log_likelihood - log_ratio
+    columns = (-log_likelihood.mean(-1), kl, -importance_weighted_bound(log_weights), sampling_error(log_weights))
+    return torch.stack([column.cpu().double() for column in columns], 1), encoding.mu.cpu(), encoding.logvar.cpu()
+
+
+def _joined(parts: list[Part]) -> Part:
+    columns, mu, logvar = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    return columns, mu, logvar
 
 
 def importance_samples(

@@ -1,6 +1,7 @@
 """What the pipeline's stages share: where files lie, flags over params.yaml, and one clear line on failure."""
 
 import argparse
+import hashlib
 import json
 import os
 import signal
@@ -10,10 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+from ruamel.yaml import YAML
+
 from vae.config import DataParams, Params, load_params
+from vae.device import Hardware
 from vae.errors import DataError, VAEError, WeightsError
 from vae.fetch import fetch
-from vae.files import write_json
+from vae.files import project_root, sha256, write_json
 from vae.model import VAE
 
 RAW = Path("data/raw")
@@ -24,6 +29,7 @@ METRICS = Path("metrics")
 FIGURES = Path("figures")
 
 INTERRUPTED = "`dvc repro` runs this stage again"
+RESUMED = "the same command goes on from where it was stopped"
 Flags = Mapping[str, Callable[[str], Any]]
 FLAGS: Flags = {
     "train.epochs": int,
@@ -34,12 +40,19 @@ FLAGS: Flags = {
 }
 
 
-def run_stage(main: Callable[..., None], description: str | None, flags: Flags = FLAGS, **switches: str) -> None:
+def run_stage(
+    main: Callable[..., None],
+    description: str | None,
+    flags: Flags = FLAGS,
+    interrupted: str = INTERRUPTED,
+    **switches: str,
+) -> None:
     """Run a stage's `main` with params.yaml, as overridden by the command line's flags.
 
-    `switches` are flags without a value, by name and help; `main` gets them as keyword arguments.
+    `interrupted` says, after Ctrl-C, what there is to do. `switches` are flags without a value, by name and help;
+    `main` gets them as keyword arguments.
     """
-    with errors_in_one_line(INTERRUPTED):
+    with errors_in_one_line(interrupted):
         arguments = _parse_flags(description, flags, switches)
         chosen = {name: arguments.pop(name) for name in switches}
         main(load_params(overrides=arguments), **chosen)
@@ -102,6 +115,29 @@ def read_dataset(path: Path = DATASET) -> dict[str, Any]:
         return {key: record[key] for key in ("name", "source", "counts", "sha256")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} can't be read ({error}): `dvc repro -f download` writes it") from None
+
+
+def checkpoint_folder(stage: str, params: Params, hardware: Hardware) -> Path:
+    """Where a stage keeps what it needs to go on: one folder for the parameters, data and code that dvc.yaml lists.
+
+    In the project's folder, also under `dvc exp run --temp`, whose own folder doesn't outlive an interruption.
+    """
+    declared = YAML(typ="safe").load(Path("dvc.yaml"))["stages"][stage]
+    values = {
+        name: value
+        for name, value in params.flat().items()
+        if any(name == listed or name.startswith(f"{listed}.") for listed in declared["params"])
+    }
+    files = {
+        str(file): sha256(file)
+        for path in map(Path, declared["deps"])
+        for file in (sorted(path.rglob("*")) if path.is_dir() else [path])
+        if file.is_file()
+    }
+    # Not the number of threads: a training that goes on with another one is as good, if not the same to the last bit.
+    facts = [values, files, torch.__version__, hardware.device.type, hardware.precision, hardware.compile]
+    fingerprint = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    return project_root() / ".ckpt" / stage / fingerprint
 
 
 def load_model(params: Params, device: Any) -> VAE:

@@ -1,12 +1,14 @@
 """A training that is shown, saved and tracked in MLflow as it goes: that of the train stage and of `train-vae`."""
 
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from filelock import FileLock, Timeout
 
 from vae import tracking
 from vae.checkpoints import Checkpoints
@@ -15,6 +17,7 @@ from vae.data import load, split_validation
 from vae.device import Hardware, resolve
 from vae.files import sha256, write_atomically
 from vae.model import VAE
+from vae.run import Run
 from vae.training import Fitted, Record, fit
 
 RUN_ID = "run_id"  # the file with it, beside the checkpoints
@@ -22,13 +25,13 @@ RUN_ID = "run_id"  # the file with it, beside the checkpoints
 
 @dataclass(frozen=True)
 class Training:
-    """A finished training: the model has its best epoch's weights, `summary` is flat, the run is that of MLflow."""
+    """A finished training: the model has its best epoch's weights, `summary` is flat, the run is open in MLflow."""
 
     model: VAE
     hardware: Hardware
     fitted: Fitted
     summary: dict[str, Any]
-    run_id: str
+    run: Run
 
 
 @contextmanager
@@ -54,31 +57,37 @@ def tracked_training(
     model = VAE.from_params(params.model, params.seed)
     model.start_from(train.images)
     tracking.connect(experiment)
-    print(f"{dataset['name']}: {len(train):,} to train on, {len(validation):,} to validate; {hardware}")
+    print(f"{dataset['name']}: {len(train):,} to train on, {len(validation):,} to validate; {hardware}", flush=True)
+    with (
+        _checkpoints(checkpoints) as kept,
+        tracking.run(name or tracking.run_name(params), run_id=_earlier_run(kept)) as run,
+    ):
+        earlier = kept.load(hardware.device) if kept else None
+        records: list[Record] = earlier["history"] if earlier else []
+        logged = tracking.epochs_logged(run) if records else 0
 
-    kept = Checkpoints(checkpoints) if checkpoints else None
-    earlier = kept.load(hardware.device) if kept else None
-    records: list[Record] = earlier["history"] if earlier else []
-    if records:
-        print(f"going on after epoch {len(records)} of {params.train.epochs}")
+        def log(record: Record) -> None:
+            if record["epoch"] > logged:  # an epoch may have been logged just before the end, and be trained again
+                curves = {name: value for name, value in record.items() if "/" in name}
+                run.log_metrics(curves, step=int(record["epoch"]))
 
-    def on_epoch(record: Record) -> None:
-        # Files first: whatever ends this process, the best weights so far and their curve are on the disk.
-        if record["improved"]:
-            model.save(weights)
-        records.append(record)
-        _write_history(history, records)
-        print(describe(record, params.train.epochs), flush=True)
-        with tracking.tolerant():
-            curves = {name: value for name, value in record.items() if "/" in name}
-            tracking.log_metrics(curves, step=int(record["epoch"]))
+        def on_epoch(record: Record) -> None:
+            # Files first: whatever ends this process, the best weights so far and their curve are on the disk.
+            if record["improved"]:
+                model.save(weights)
+            records.append(record)
+            _write_history(history, records)
+            print(describe(record, params.train.epochs), flush=True)
+            log(record)
 
-    with tracking.run(name or tracking.run_name(params), run_id=_earlier_run(checkpoints)) as run_id:
-        if checkpoints:
-            write_atomically(checkpoints / RUN_ID, run_id)
-        with tracking.tolerant():
-            tracking.log_params(params, hardware)
-            tracking.log_dataset(dataset, raw.parent)
+        if kept:
+            write_atomically(kept.folder / RUN_ID, run.id)
+        tracking.log_params(run, params, hardware)
+        tracking.log_dataset(run, dataset, raw.parent)
+        if records:
+            print(f"going on after epoch {len(records)} of {params.train.epochs}", flush=True)
+        for record in records:
+            log(record)
         fitted = fit(
             model,
             train,
@@ -101,21 +110,35 @@ def tracked_training(
             "seconds": round(sum(record["train/seconds"] + record["val/seconds"] for record in fitted.history), 2),
         }
         print(f"best epoch {fitted.best_epoch}: validation −ELBO {fitted.best['val/neg_elbo']:.2f} nats per image")
-        yield Training(model, hardware, fitted, summary, run_id)
-        with tracking.tolerant():
-            tracking.log_training(summary, sha256(weights), [weights, history])
-    if kept:
-        kept.delete()
+        yield Training(model, hardware, fitted, summary, run)
+        tracking.log_training(run, summary, sha256(weights), [weights, history])
+        if kept:
+            kept.delete()
+
+
+@contextmanager
+def _checkpoints(folder: Path | None) -> Iterator[Checkpoints | None]:
+    """The checkpoints in `folder`, for this process alone: None where there is no folder, or another process has it."""
+    with ExitStack() as held:
+        kept = Checkpoints(folder) if folder else None
+        if folder:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                held.enter_context(FileLock(folder / ".lock", blocking=False))
+            except Timeout:
+                print("warning: another process is at the same training: this one can't be resumed", file=sys.stderr)
+                kept = None
+        yield kept
 
 
 def _write_history(path: Path, records: list[Record]) -> None:
     write_atomically(path, pd.DataFrame(records).to_csv(index=False))
 
 
-def _earlier_run(checkpoints: Path | None) -> str | None:
-    """The run of the training that left `checkpoints`."""
+def _earlier_run(kept: Checkpoints | None) -> str | None:
+    """The run of the training that left checkpoints."""
     try:
-        return (checkpoints / RUN_ID).read_text() if checkpoints else None
+        return (kept.folder / RUN_ID).read_text() if kept else None
     except OSError:
         return None
 
