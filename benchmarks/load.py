@@ -79,13 +79,11 @@ def log_run(name: str, epochs: int) -> Logged:
     params, train = Params(), TrainParams(device="cpu", precision="fp32")
     started = time.perf_counter()
     tracking.connect()
-    with tracking.run(name):
-        with tracking.tolerant():
-            tracking.log_params(params, resolve(train))
+    with tracking.run(name) as run:
+        tracking.log_params(run, params, resolve(train))
         times = [time.perf_counter()]
         for epoch in range(1, epochs + 1):
-            with tracking.tolerant():
-                tracking.log_metrics(figures_of(epoch), step=epoch)
+            run.log_metrics(figures_of(epoch), step=epoch)
             times.append(time.perf_counter())
     return Logged(times[0] - started, np.diff(times).tolist())
 
