@@ -1,5 +1,11 @@
 """Draw the figures: model, history and evaluation -> figures/*.png."""
 
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
 import numpy as np
 import pandas as pd
 
@@ -8,21 +14,29 @@ from vae.config import Params
 from vae.data import load
 from vae.device import resolve
 from vae.drawing import draw
+from vae.errors import DataError
 from vae.stages import FIGURES, METRICS, RAW, load_model, read_run_id, run_stage
 
 
 def main(params: Params) -> None:
     """Draw every figure, write it, and add it to the training's run."""
     model = load_model(params, "cpu")  # a few hundred images: no accelerator needed
-    with np.load(METRICS / "latents.npz") as latents:
-        mu, logvar = latents["mu"], latents["logvar"]
+    mu, logvar = read(METRICS / "latents.npz", lambda path: [np.load(path)[name] for name in ("mu", "logvar")])
+    history = read(METRICS / "history.csv", lambda path: pd.read_csv(path, dtype=float).dropna(subset="val/neg_elbo"))
     tracking.connect()
-    history = pd.read_csv(METRICS / "history.csv")
     drawn = draw(model, load(RAW, "test"), mu, logvar, history, params, FIGURES)
     print(f"{len(drawn)} figures in {FIGURES}/: {', '.join(path.stem for path in drawn)}")
     with tracking.resume(params, resolve(params.train), read_run_id()) as run:
         for path in drawn:
             run.log_artifact(path, "figures")
+
+
+def read(path: Path, reader: Callable[[Path], Any]) -> Any:
+    """What an earlier stage wrote. Raises DataError, naming the file, where it can't be read."""
+    try:
+        return reader(path)
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile, zlib.error) as error:
+        raise DataError(f"{path} can't be read ({error}): `dvc repro` writes it again") from None
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from vae import tracking
 from vae.config import Params
 from vae.device import resolve
 from vae.files import write_json
-from vae.stages import METRICS, MODEL, RAW, RESUMED, RUN, checkpoint_folder, read_dataset, run_stage
+from vae.stages import METRICS, MODEL, RAW, RESUMED, checkpoint_folder, read_dataset, run_stage, write_run
 from vae.tracked import tracked_training
 
 
@@ -13,7 +13,7 @@ def main(params: Params) -> None:
     dataset, kept = read_dataset(), checkpoint_folder("train", params, resolve(params.train))
     with tracked_training(params, dataset, RAW, MODEL, METRICS / "history.csv", checkpoints=kept) as training:
         write_json(METRICS / "train.json", training.summary)
-        write_json(RUN, {"experiment": tracking.EXPERIMENT, "run_id": training.run.id})
+        write_run(tracking.EXPERIMENT, training.run.id)
 
 
 if __name__ == "__main__":

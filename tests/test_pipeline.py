@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import runpy
+import shutil
 import signal
 import socket
 import subprocess
@@ -468,6 +469,120 @@ def test_a_training_that_diverges_late_keeps_its_best_weights(stage, project):
     history = pd.read_csv(project / "metrics/history.csv")
     assert 1 <= len(history) < 6
     assert all(weights.isfinite().all() for weights in load_file(project / MODEL).values())
+
+
+def test_weights_with_a_flipped_bit_are_refused(stage, project):
+    content = bytearray((project / MODEL).read_bytes())
+    content[-5] ^= 1  # in the last tensor, where the format itself notices nothing
+    (project / MODEL).write_bytes(content)
+    assert VAE.load(project / MODEL)
+    for name in ("evaluate", "render"):
+        refuses(stage(name), MODEL, "dvc checkout")
+
+
+def test_a_damaged_evaluation_is_not_drawn(stage, project):
+    damaged = {
+        "metrics/latents.npz": [b"", b"\x80" * 1000, *damages((project / "metrics/latents.npz").read_bytes()), None],
+        "metrics/history.csv": [b"", b"\x80" * 1000, b"epoch,train/loss\n1,two\n", b"a,b\n1,2,3\n", None],
+    }
+    for file, contents in damaged.items():
+        earlier = (project / file).read_bytes()
+        for content in contents:
+            (project / file).write_bytes(content) if content is not None else (project / file).unlink()
+            before = project.outputs()
+            refuses(stage("render"), file, "dvc repro")
+            assert project.outputs() == before
+        (project / file).write_bytes(earlier)
+    works(stage("render"))
+
+
+def damages(content):
+    flipped = bytearray(content)
+    flipped[len(content) // 2] ^= 1
+    return bytes(flipped), content[:-100]
+
+
+# Stale and foreign state
+
+
+def test_a_project_that_was_moved_takes_its_runs_files_with_it(reproduced, stage, project):
+    (trained,) = runs_of(project)
+    (reproduced / "mlruns/artifacts/a new file").touch()  # what is found in it is the original's
+    originals = sorted((reproduced / "mlruns").rglob("*"))
+    works(stage("evaluate"))
+    assert sorted((reproduced / "mlruns").rglob("*")) == originals
+    (reproduced / "mlruns/artifacts/a new file").unlink()
+    (run,) = runs_of(project)
+    assert run.info.run_id == trained.info.run_id
+    assert run.info.artifact_uri == (project.root / "mlruns/artifacts" / run.info.run_id / "artifacts").as_uri()
+    client = mlflow.MlflowClient(project.store)
+    assert {"vae.safetensors", "per_digit.csv"} <= {file.path for file in client.list_artifacts(run.info.run_id)}
+
+
+def test_a_store_that_was_deleted_is_made_anew(stage, project):
+    shutil.rmtree(project / "mlruns")
+    works(stage("evaluate"))
+    (run,) = runs_of(project)
+    assert {"seed", "train.beta"} <= run.data.params.keys()
+    assert run.data.metrics["test/nll"] > 0
+
+
+def test_a_lock_of_results_that_nobody_here_has_is_no_obstacle(project, reproduced):
+    lock = project / "dvc.lock"
+    (md5,) = re.findall(r"path: models/vae.safetensors\n      hash: md5\n      md5: (\w+)", lock.read_text())[:1]
+    lock.write_text(lock.read_text().replace(md5, "0123456789abcdef" * 2))
+    (project / MODEL).unlink()
+    assert stages_run(project.dvc("repro", "train")) == ["train"]
+    assert sha256(project / MODEL) == sha256(reproduced / MODEL)
+
+
+# Full disks
+
+
+@pytest.fixture
+def on_a_small_disk(project):
+    """Runs a stage with one folder of the project on a disk of its own that has `kilobytes` left."""
+    if subprocess.run(["unshare", "-rm", "true"], check=False, capture_output=True).returncode:
+        pytest.skip("this system lets no user mount a disk of their own")
+
+    def run(folder, kilobytes, *command):
+        path = project / folder
+        path.mkdir(parents=True, exist_ok=True)
+        script = (
+            'set -e; cp -r "$1" "$1.copy"; used=$(du -sk "$1" | cut -f1); '
+            'mount -t tmpfs -o size=$((used + $2))k tmpfs "$1"; cp -r "$1.copy/." "$1"; shift 2; '
+            '"$@" && code=0 || code=$?; cp -r "$0/." "$0.after"; exit $code'
+        )
+        arguments = ["unshare", "-rm", "bash", "-c", script, str(path), str(path), str(kilobytes), *command]
+        return subprocess.run(arguments, cwd=project.root, env=ENVIRONMENT, capture_output=True, text=True)
+
+    return run
+
+
+def test_a_full_disk_ends_a_training_in_one_line_and_it_goes_on_when_there_is_room(on_a_small_disk, project):
+    train = [sys.executable, "pipeline/train.py", "--epochs=6"]
+    failed = on_a_small_disk(".ckpt", 900, *train)
+    refuses(Outcome(failed.returncode, failed.stdout, failed.stderr), "No space left on device", ".ckpt/train")
+    shutil.rmtree(project / ".ckpt")
+    (project / ".ckpt.after").rename(project / ".ckpt")
+    assert "going on after epoch 1 of 6" in project.run(*train)
+
+
+def test_a_full_disk_leaves_the_earlier_model_whole(on_a_small_disk, project, reproduced):
+    failed = on_a_small_disk("models", 60, sys.executable, "pipeline/train.py", "--latent-dim=20")
+    refuses(Outcome(failed.returncode, failed.stdout, failed.stderr), "No space left on device", MODEL)
+    assert sha256(project / "models.after/vae.safetensors") == sha256(reproduced / MODEL)
+    assert {path.name for path in (project / "models.after").iterdir()} == {"vae.safetensors", "run.json"} | {
+        path.name for path in (project / "models").iterdir()
+    }
+
+
+def test_a_full_disk_under_mlflow_costs_the_training_nothing(on_a_small_disk, project):
+    done = on_a_small_disk("mlruns", 40, sys.executable, "pipeline/train.py", "--epochs=30")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("warning: not tracked in MLflow for now: ")
+    assert done.stderr.count("\n") == 1
+    assert len(pd.read_csv(project / "metrics/history.csv")) == 30
 
 
 # Interruptions

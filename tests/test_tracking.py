@@ -375,6 +375,7 @@ def test_a_store_that_mlflow_cannot_read_is_an_error_that_names_it(fresh_root, w
     write(path)
     message, _ = failure()
     assert str(path) in message
+    assert ("mlflow db upgrade sqlite:///" in message) == (write is a_database_of_another_mlflow)
 
 
 @pytest.fixture

@@ -141,8 +141,10 @@ def checkpoint_folder(stage: str, params: Params, hardware: Hardware) -> Path:
 
 
 def load_model(params: Params, device: Any) -> VAE:
-    """The trained model. Raises WeightsError where it isn't the one that params.yaml describes."""
+    """The trained model. Raises WeightsError where it isn't what the training wrote, or what params.yaml describes."""
     model = VAE.load(MODEL, device)
+    if _read_run().get("weights_sha256", recorded := sha256(MODEL)) != recorded:
+        raise WeightsError(f"{MODEL} is damaged, or not of the training in {RUN}: `dvc checkout` brings it back")
     theirs, ours = model.params.model_dump(), params.model.model_dump()
     different = [f"{key}: {value} (params: {ours[key]})" for key, value in theirs.items() if value != ours[key]]
     if different:
@@ -150,9 +152,20 @@ def load_model(params: Params, device: Any) -> VAE:
     return model
 
 
+def write_run(experiment: str, run_id: str) -> None:
+    """Record the MLflow run that trained the model, and which weights are its."""
+    write_json(RUN, {"experiment": experiment, "run_id": run_id, "weights_sha256": sha256(MODEL)})
+
+
 def read_run_id() -> str | None:
     """The MLflow run that trained the model; None where that isn't known."""
+    run_id = _read_run().get("run_id")
+    return str(run_id) if run_id else None
+
+
+def _read_run() -> dict[str, Any]:
     try:
-        return str(json.loads(RUN.read_text())["run_id"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        content = json.loads(RUN.read_text())
+        return content if isinstance(content, dict) else {}
+    except (OSError, ValueError):
+        return {}

@@ -84,7 +84,10 @@ def _connect(experiment: str) -> None:
             _move_artifacts(folder)
             mlflow.set_experiment(experiment)
     except (*TROUBLE, sqlite3.Error) as error:
-        raise TrackingError(f"the MLflow store {uri} can't be used: {one_line(error)}") from None
+        reason = one_line(error)
+        if "out-of-date database schema" in reason:
+            reason = f"another version of MLflow made it. If an older one: copy it, then `mlflow db upgrade {uri}`"
+        raise TrackingError(f"the MLflow store {uri} can't be used: {reason}") from None
 
 
 def _move_artifacts(folder: Path) -> None:
