@@ -13,7 +13,7 @@ TRAIN_FLAGS = $(call flags,EPOCHS BATCH_SIZE LATENT_DIM BETA LEARNING_RATE)
 PUBLISHED_FLAGS = $(RECIPES) $(call flags,EPOCHS)
 SEARCH_FLAGS = $(subst --trials,--n_trials,$(call flags,TRIALS EPOCHS WORKERS))
 
-.PHONY: help setup repro train search adopt dashboard examples theory ui test lint format bench published speedrun load clean
+.PHONY: help setup repro train search adopt dashboard examples theory ui test torture lint audit format bench published speedrun load clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -63,6 +63,13 @@ theory: $(READY)  ## Check the statements of docs/theory.md and redraw its pictu
 
 test: $(READY)  ## Run the test suite, on two cores
 	python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+torture: $(READY)  ## Kill a training 200 times at random moments, and compare with one that was left alone
+	KILLS=200 python -m pytest -s tests/test_resume.py -k killed_at_any_moment
+
+audit: $(READY)  ## Look the pinned dependencies up in the database of known vulnerabilities (needs the internet)
+	python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[audit]'
+	pip-audit --strict --requirement requirements.lock --no-deps --disable-pip
 
 lint: $(READY)  ## Check style and types
 	ruff check .

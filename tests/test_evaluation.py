@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
 
+from vae import evaluation
+from vae.checkpoints import Checkpoints
 from vae.config import EvaluateParams, ModelParams, Params
 from vae.data import to_float
 from vae.evaluation import (
@@ -294,3 +296,36 @@ def test_a_probe_of_one_dimension_and_of_a_constant_one_works():
     labels = torch.from_numpy((mu[:, 0] > 0) * 1)
     assert linear_probe_accuracy(mu, labels, mu, labels) > 0.97
     assert linear_probe_accuracy(mu * 0, labels, mu * 0, labels) == pytest.approx(0.5, abs=0.05)
+
+
+class InterruptError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("batch", [0, 1, 5])
+def test_an_interrupted_evaluation_goes_on_to_the_same_figures(batch, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    model, params = model_of(), EvaluateParams(importance_samples=10, chunk_size=40)  # six batches
+    expected = evaluate(model, TARGETS, LABELS, params)
+    evaluated, whole = [], evaluation._evaluate_batch
+
+    def until_interrupted(*arguments):
+        if len(evaluated) == batch:
+            raise InterruptError
+        evaluated.append(arguments)
+        return whole(*arguments)
+
+    monkeypatch.setattr(evaluation, "_evaluate_batch", until_interrupted)
+    with pytest.raises(InterruptError):
+        evaluate(model, TARGETS, LABELS, params, checkpoints=Checkpoints(tmp_path))
+    batch = 7  # no further interruption
+    again = evaluate(model, TARGETS, LABELS, params, checkpoints=Checkpoints(tmp_path))
+    assert len(evaluated) == 6
+    pd.testing.assert_frame_equal(again.images, expected.images, check_exact=True)
+    np.testing.assert_array_equal(again.mu, expected.mu)
+    np.testing.assert_array_equal(again.logvar, expected.logvar)
+
+
+def test_a_short_evaluation_leaves_no_checkpoints(tmp_path):
+    evaluate(model_of(), TARGETS, LABELS, EvaluateParams(importance_samples=1), checkpoints=Checkpoints(tmp_path))
+    assert not list(tmp_path.iterdir())

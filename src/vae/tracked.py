@@ -64,12 +64,14 @@ def tracked_training(
     ):
         earlier = kept.load(hardware.device) if kept else None
         records: list[Record] = earlier["history"] if earlier else []
-        logged = tracking.epochs_logged(run) if records else 0
+        # An epoch may have been logged just before the interruption and not be in the checkpoint, or the other way round.
+        logged = tracking.epochs_logged(run) if kept else 0
 
-        def log(record: Record) -> None:
-            if record["epoch"] > logged:  # an epoch may have been logged just before the end, and be trained again
-                curves = {name: value for name, value in record.items() if "/" in name}
-                run.log_metrics(curves, step=int(record["epoch"]))
+        def log() -> None:
+            nonlocal logged
+            for record in records[logged:]:
+                run.log_metrics({key: value for key, value in record.items() if "/" in key}, step=int(record["epoch"]))
+                logged += 1
 
         def on_epoch(record: Record) -> None:
             # Files first: whatever ends this process, the best weights so far and their curve are on the disk.
@@ -78,16 +80,15 @@ def tracked_training(
             records.append(record)
             _write_history(history, records)
             print(describe(record, params.train.epochs), flush=True)
-            log(record)
+            log()
 
         if kept:
             write_atomically(kept.folder / RUN_ID, run.id)
-        tracking.log_params(run, params, hardware)
-        tracking.log_dataset(run, dataset, raw.parent)
         if records:
             print(f"going on after epoch {len(records)} of {params.train.epochs}", flush=True)
-        for record in records:
-            log(record)
+        tracking.log_params(run, params, hardware)
+        tracking.log_dataset(run, dataset, raw.parent)
+        log()
         fitted = fit(
             model,
             train,
@@ -102,13 +103,7 @@ def tracked_training(
         )
         model.save(weights)  # after an interruption, the best epoch may lie before it, and its files may be gone
         _write_history(history, fitted.history)
-        summary = {
-            "best_epoch": fitted.best_epoch,
-            "epochs": len(fitted.history),
-            **{key: value for key, value in fitted.best.items() if key.startswith("val/")},
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "seconds": round(sum(record["train/seconds"] + record["val/seconds"] for record in fitted.history), 2),
-        }
+        summary = _summary(model, fitted)
         print(f"best epoch {fitted.best_epoch}: validation −ELBO {fitted.best['val/neg_elbo']:.2f} nats per image")
         yield Training(model, hardware, fitted, summary, run)
         tracking.log_training(run, summary, sha256(weights), [weights, history])
@@ -129,6 +124,16 @@ def _checkpoints(folder: Path | None) -> Iterator[Checkpoints | None]:
                 print("warning: another process is at the same training: this one can't be resumed", file=sys.stderr)
                 kept = None
         yield kept
+
+
+def _summary(model: VAE, fitted: Fitted) -> dict[str, Any]:
+    return {
+        "best_epoch": fitted.best_epoch,
+        "epochs": len(fitted.history),
+        **{key: value for key, value in fitted.best.items() if key.startswith("val/")},
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "seconds": round(sum(record["train/seconds"] + record["val/seconds"] for record in fitted.history), 2),
+    }
 
 
 def _write_history(path: Path, records: list[Record]) -> None:
