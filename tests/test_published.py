@@ -2,11 +2,11 @@ import importlib
 import shutil
 from pathlib import Path
 
-import mlflow
 import pandas as pd
 import pytest
 
 from vae.errors import ConfigError
+from vae.tracking import mlflow  # which sets MLflow up before it imports it
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {

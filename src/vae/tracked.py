@@ -64,7 +64,7 @@ def tracked_training(
     ):
         earlier = kept.load(hardware.device) if kept else None
         records: list[Record] = earlier["history"] if earlier else []
-        # An epoch may have been logged just before the interruption and not be in the checkpoint, or the other way round.
+        # An epoch may have been logged just before the interruption and not be in a checkpoint, or the other way round.
         logged = tracking.epochs_logged(run) if kept else 0
 
         def log() -> None:
