@@ -1,5 +1,6 @@
 """What tests share: an environment that is nobody's, and a small project in which DVC has run once."""
 
+import json
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from ruamel.yaml import YAML
 
 from vae.files import sha256
@@ -122,10 +124,28 @@ def no_configuration_of_dvc(tmp_path_factory):
         ENVIRONMENT[f"DVC_{kind}_DIR"] = str(folder / kind.lower())
 
 
+def built_once(tmp_path_factory, name, build):
+    """A folder that `build` fills in one of pytest-xdist's processes; the others wait for it. Tests only read it."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, ready = base / name, base / f"{name}.ready"
+    with FileLock(base / f"{name}.lock"):
+        if not ready.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a process that failed
+            folder.mkdir()
+            build(folder)
+            ready.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def reproduced(tmp_path_factory):
     """A small project, committed to git with the results of its one `dvc repro`. Tests read it and change copies."""
-    project = Project(tmp_path_factory.mktemp("reproduced") / "project")
+    return Project(built_once(tmp_path_factory, "reproduced", reproduce))
+
+
+def reproduce(root):
+    project = Project(root)
     for part in PARTS:
         source, target = ROOT / part, project / part
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -138,7 +158,6 @@ def reproduced(tmp_path_factory):
     project.dvc("repro")
     project.run("git", "add", "--all")
     project.run("git", "commit", "--quiet", "--message=Reproduce")
-    return project
 
 
 @pytest.fixture
@@ -150,8 +169,14 @@ def project(reproduced, tmp_path):
 @pytest.fixture(scope="session")
 def bundled(tmp_path_factory):
     """The folder of the bundled digits' files, and their record as the download stage writes it."""
+    folder = built_once(tmp_path_factory, "bundled", fetch_bundled)
+    return folder / "raw", json.loads((folder / "dataset.json").read_text())
+
+
+def fetch_bundled(folder):
     from vae.config import DataParams
     from vae.fetch import fetch
 
-    folder = tmp_path_factory.mktemp("bundled")
-    return folder, fetch(DataParams(source="bundled"), None, folder, None)
+    (folder / "raw").mkdir()
+    record = fetch(DataParams(source="bundled"), None, folder / "raw", None)
+    (folder / "dataset.json").write_text(json.dumps(record))
