@@ -43,6 +43,7 @@ TINY = {
     "data.validation_size": 500,
     "model.hidden_dims": [32],
     "model.latent_dim": 2,
+    "model.prior_components": 20,
     "train.epochs": 2,
     "train.device": "cpu",
     "train.precision": "fp32",
@@ -52,12 +53,13 @@ TINY = {
 }
 
 
-# With two processes, neither should begin one of these files when the other one is done.
-LONGEST_FIRST = ["test_search_processes", "test_pipeline", "test_tracking", "test_search"]
+# With two processes, neither should begin a long file when the other one is done; nor should the second one begin with
+# waiting for the first one's `reproduced`, which the examples do without.
+FIRST = ["test_search_processes", "test_examples", "test_pipeline", "test_tracking", "test_search", "test_published"]
 
 
 def pytest_collection_modifyitems(items):
-    rank = {name: number for number, name in enumerate(LONGEST_FIRST)}
+    rank = {name: number for number, name in enumerate(FIRST)}
     items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
@@ -164,6 +166,18 @@ def reproduce(root):
 def project(reproduced, tmp_path):
     """A copy of the reproduced project, to be changed."""
     return reproduced.copy(tmp_path / "project")
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory):
+    """MLflow's database with all of its tables, to be copied: making them takes seconds."""
+    return built_once(tmp_path_factory, "empty_store", make_store) / "mlflow.db"
+
+
+def make_store(folder):
+    from vae.tracking import mlflow
+
+    mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}").search_experiments()
 
 
 @pytest.fixture(scope="session")
