@@ -1,5 +1,6 @@
 """What tests share: an environment that is nobody's, and a small project in which DVC has run once."""
 
+import json
 import os
 import shutil
 import signal
@@ -8,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from ruamel.yaml import YAML
 
 from vae.files import sha256
@@ -39,6 +41,7 @@ TINY = {
     "data.validation_size": 500,
     "model.hidden_dims": [32],
     "model.latent_dim": 2,
+    "model.prior_components": 20,
     "train.epochs": 2,
     "train.device": "cpu",
     "train.precision": "fp32",
@@ -48,12 +51,13 @@ TINY = {
 }
 
 
-# With two processes, neither should begin one of these files when the other one is done.
-LONGEST_FIRST = ["test_search_processes", "test_pipeline", "test_tracking", "test_search"]
+# With two processes, neither should begin a long file when the other one is done; nor should the second one begin with
+# waiting for the first one's `reproduced`, which the examples do without.
+FIRST = ["test_search_processes", "test_examples", "test_pipeline", "test_tracking", "test_search", "test_published"]
 
 
 def pytest_collection_modifyitems(items):
-    rank = {name: number for number, name in enumerate(LONGEST_FIRST)}
+    rank = {name: number for number, name in enumerate(FIRST)}
     items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
@@ -115,10 +119,28 @@ def no_configuration_of_dvc(tmp_path_factory):
         ENVIRONMENT[f"DVC_{kind}_DIR"] = str(folder / kind.lower())
 
 
+def built_once(tmp_path_factory, name, build):
+    """A folder that `build` fills in one of pytest-xdist's processes; the others wait for it. Tests only read it."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, ready = base / name, base / f"{name}.ready"
+    with FileLock(base / f"{name}.lock"):
+        if not ready.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a process that failed
+            folder.mkdir()
+            build(folder)
+            ready.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def reproduced(tmp_path_factory):
     """A small project, committed to git with the results of its one `dvc repro`. Tests read it and change copies."""
-    project = Project(tmp_path_factory.mktemp("reproduced") / "project")
+    return Project(built_once(tmp_path_factory, "reproduced", reproduce))
+
+
+def reproduce(root):
+    project = Project(root)
     for part in PARTS:
         source, target = ROOT / part, project / part
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -131,7 +153,6 @@ def reproduced(tmp_path_factory):
     project.dvc("repro")
     project.run("git", "add", "--all")
     project.run("git", "commit", "--quiet", "--message=Reproduce")
-    return project
 
 
 @pytest.fixture
@@ -141,10 +162,28 @@ def project(reproduced, tmp_path):
 
 
 @pytest.fixture(scope="session")
+def empty_store(tmp_path_factory):
+    """MLflow's database with all of its tables, to be copied: making them takes seconds."""
+    return built_once(tmp_path_factory, "empty_store", make_store) / "mlflow.db"
+
+
+def make_store(folder):
+    from vae.tracking import mlflow
+
+    mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}").search_experiments()
+
+
+@pytest.fixture(scope="session")
 def bundled(tmp_path_factory):
     """The folder of the bundled digits' files, and their record as the download stage writes it."""
+    folder = built_once(tmp_path_factory, "bundled", fetch_bundled)
+    return folder / "raw", json.loads((folder / "dataset.json").read_text())
+
+
+def fetch_bundled(folder):
     from vae.config import DataParams
     from vae.fetch import fetch
 
-    folder = tmp_path_factory.mktemp("bundled")
-    return folder, fetch(DataParams(source="bundled"), None, folder, None)
+    (folder / "raw").mkdir()
+    record = fetch(DataParams(source="bundled"), None, folder / "raw", None)
+    (folder / "dataset.json").write_text(json.dumps(record))

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -195,9 +196,11 @@ def test_the_command_is_installed_under_its_name():
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, empty_store):
     """What a training in a process of its own printed, and its folder."""
     folder = tmp_path_factory.mktemp("trained")
+    (folder / "mlruns").mkdir()
+    shutil.copy(empty_store, folder / "mlruns")
     command = [sys.executable, "-m", "vae.cli", *TINY, "--epochs=2", "--beta=0.5", "--seed=1"]
     environment = ENVIRONMENT | {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)

@@ -275,13 +275,13 @@ def test_an_experiment_in_a_temporary_folder_is_tracked_in_the_project(project):
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(stage, project, reproduced):
     checksums = []
-    for seed in (0, 0, 1):
+    for seed in (0, 1):
         project.set({"seed": seed})
         torch.rand(1)  # moves the global random state
         works(stage("train"))
         checksums.append(sha256(project / MODEL))
-    assert checksums[0] == checksums[1] == sha256(reproduced / MODEL)
-    assert checksums[2] != checksums[0]
+    assert checksums[0] == sha256(reproduced / MODEL)  # of another process
+    assert checksums[1] != checksums[0]
 
 
 def test_the_model_that_is_kept_is_the_best_epochs_and_not_the_last(stage, project):

@@ -107,8 +107,6 @@ def children_of_the_search(project):
 
 
 def test_the_stage_writes_its_outputs_and_a_larger_total_adds_the_difference(small):
-    plain = small.dvc("repro")
-    assert "search" not in plain
     first = small.dvc("repro", "pipeline/search/dvc.yaml")
     assert "2 workers, 1 of 1 threads each, on cpu" in first
     stage = YAML(typ="safe").load(small / "pipeline/search/dvc.yaml")["stages"]["search"]
@@ -170,7 +168,7 @@ def test_a_search_survives_every_kind_of_end(small):
     assert not [trial for trial in trials_of(small) if trial.state is TrialState.RUNNING]
 
     # The last call finds all that was done, and brings it to the total.
-    code, printed = outcome(start(small, *flags))
+    code, printed = outcome(start(small, *flags, "--workers=1"))
     assert code == 0, printed
     trials = trials_of(small)
     assert [trial for trial in trials if trial.number in {t.number for t in kept}] == kept
@@ -198,7 +196,8 @@ def test_two_searches_at_once_on_fresh_stores(small):
 
 
 def test_bad_input_ends_in_one_line_and_loses_nothing(small):
-    small.run(*SEARCH, "--n_trials=1", "--workers=1")
+    (small / JOURNAL).parent.mkdir()
+    optuna.create_study(storage=JournalStorage(JournalFileBackend(str(small / JOURNAL)))).ask()
     before = (small / JOURNAL).read_bytes()
     code, printed = outcome(start(small, OPTUNA_STORAGE="postgresql://a:b@127.0.0.1:1/c"))
     assert code == 1 and len(printed.splitlines()) == 1, printed
@@ -260,10 +259,11 @@ def test_machines_share_a_study_and_one_takes_over_from_a_dead_one(small, tmp_pa
                 return []
 
         def at_work():
-            return {trial.user_attrs.get("worker") for trial in trials() if trial.state is TrialState.RUNNING}
+            running = [trial for trial in trials() if trial.state is TrialState.RUNNING]
+            return {trial.user_attrs["worker"] for trial in running if trial.intermediate_values}  # an epoch, at least
 
-        wait_for(lambda: len(at_work()) == 2 and None not in at_work(), "trials of both workers")
-        wait_for(lambda: any(name.endswith(f":{first.pid}") for name in at_work() if name), "trial of the first worker")
+        wait_for(lambda: len(at_work()) == 2, "trials of both workers")
+        wait_for(lambda: any(name.endswith(f":{first.pid}") for name in at_work()), "trial of the first worker")
         first.kill()
         killed = time.monotonic()
         assert outcome(first)[0] == -signal.SIGKILL

@@ -3,6 +3,7 @@
 import difflib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -284,13 +285,18 @@ def _domain(name: str, values: Any) -> Range | Choices:
 
 
 def _allowed(section: type[Section], name: str, value: Any) -> Any:
-    field = section.model_fields[name]
-    # By itself: what other parameters it goes with is seen when they are all there.
-    alone = create_model(section.__name__, __base__=Section, **{name: (field.annotation, field)})  # type: ignore[call-overload]
+    alone = _alone(section, name)
     try:
         return getattr(alone.model_validate({name: value}), name)
     except ValidationError as error:
         raise ValueError(describe(error, alone)) from None
+
+
+@cache  # to build one takes ten milliseconds, and each list of choices would again and again
+def _alone(section: type[Section], name: str) -> type[Section]:
+    """`section` with one parameter: what other parameters it goes with is seen when they are all there."""
+    field = section.model_fields[name]
+    return create_model(section.__name__, __base__=Section, **{name: (field.annotation, field)})  # type: ignore[call-overload, no-any-return]
 
 
 class Params(Section):

@@ -14,9 +14,7 @@ from ruamel.yaml import YAML
 
 from vae.config import Params, searched_section
 from vae.errors import SearchError
-from vae.figures import save
 from vae.files import write_atomically
-from vae.search import figures
 from vae.search.study import FOLDER, current_values, finished, journal, reason, with_values
 
 TRIALS = FOLDER / "trials.csv"
@@ -64,6 +62,9 @@ def write(study: optuna.Study, params: Params) -> list[Path]:
 
     Raises SearchError where no trial is complete.
     """
+    from vae.figures import save  # matplotlib takes a second to import: workers, which draw nothing, do without
+    from vae.search import figures
+
     trials = finished(study.get_trials(deepcopy=False))
     best = best_trial(trials)
     if best is None:

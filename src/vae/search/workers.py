@@ -202,6 +202,7 @@ def _work(params: Params, dataset: Mapping[str, Any], folder: Path, number: int,
     """A worker process."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    tqdm.set_lock(threading.RLock())  # as in _watch: a worker that takes too long to end is killed
     torch.set_num_threads(threads)
     with tolerant():
         tracking.connect(tracking.SEARCH_EXPERIMENT)
