@@ -1,6 +1,7 @@
 """A real MLflow server for tests, that can be killed, stopped and started again over the same store."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,10 +14,11 @@ from conftest import ENVIRONMENT
 
 
 class Server:
-    """A server over a database and artifacts in `folder`, the leader of a group of processes; it runs in a `with`."""
+    """A server over a copy of `database`, in `folder`: the leader of a group of processes; it runs in a `with`."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, database):
         self.folder = folder
+        shutil.copy(database, folder / "server.db")
         with socket.socket() as unused:
             unused.bind(("127.0.0.1", 0))
             self.port = unused.getsockname()[1]

@@ -20,7 +20,7 @@ SMALL = {
 
 
 @pytest.fixture
-def published(tmp_path, monkeypatch, bundled):
+def published(tmp_path, monkeypatch, bundled, empty_store):
     """The benchmark in an empty folder, with two tiny recipes, on the bundled digits as if they were all of MNIST."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     module = importlib.import_module("published")
@@ -30,6 +30,8 @@ def published(tmp_path, monkeypatch, bundled):
     monkeypatch.delenv("DVC_ROOT", raising=False)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     shutil.copytree(folder, "data/raw")
+    Path("mlruns").mkdir()
+    shutil.copy(empty_store, "mlruns")
     monkeypatch.setattr(module, "fetch_dataset", lambda params: record | {"source": "directory"})
     recipes = (
         recipe("one", "someone, table 1", 100.0, SMALL),

@@ -1,6 +1,5 @@
 """What a run is told arrives in MLflow, once and in order, whatever becomes of MLflow meanwhile."""
 
-import os
 import shutil
 import signal
 import sqlite3
@@ -23,28 +22,20 @@ _get_store = mlflow.tracking._tracking_service.utils._get_store
 MlflowClient = mlflow.MlflowClient
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory):
-    """A store that most tests share: a new database costs seconds."""
-    root = tmp_path_factory.mktemp("store")
-    before = dict(os.environ)
-    os.environ["DVC_ROOT"] = str(root)
-    tracking.connect()
-    os.environ.clear()
-    os.environ.update(before)
-    return root
-
-
 @pytest.fixture(autouse=True)
 def not_yet_warned(monkeypatch):
     monkeypatch.setattr(vae.run, "_warned", False)
 
 
 @pytest.fixture
-def store(shared, monkeypatch):
-    monkeypatch.setenv("DVC_ROOT", str(shared))
+def store(tmp_path, empty_store, monkeypatch):
+    """A project's root with a store."""
+    root = tmp_path / "project"
+    (root / "mlruns").mkdir(parents=True)
+    shutil.copy(empty_store, root / "mlruns")
+    monkeypatch.setenv("DVC_ROOT", str(root))
     tracking.connect()
-    return shared
+    return root
 
 
 def unsent(root):
@@ -240,9 +231,9 @@ def test_a_stage_whose_store_fails_keeps_its_figures_for_the_runs_store(impatien
 
 
 @pytest.mark.slow
-def test_a_server_that_is_killed_and_comes_back_gets_everything_in_order(tmp_path, monkeypatch, capsys):
+def test_a_server_that_is_killed_and_comes_back_gets_everything_in_order(tmp_path, empty_store, monkeypatch, capsys):
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    with Server(tmp_path) as server:
+    with Server(tmp_path, empty_store) as server:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
         tracking.connect()
         with tracking.run("interrupted") as run:
@@ -258,8 +249,7 @@ def test_a_server_that_is_killed_and_comes_back_gets_everything_in_order(tmp_pat
 
 
 @pytest.mark.slow
-def test_a_process_that_is_killed_leaves_what_it_could_not_send(tmp_path, monkeypatch):
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+def test_a_process_that_is_killed_leaves_what_it_could_not_send(store):
     program = (
         "import os, sqlite3\n"
         "from vae import tracking, run\n"
@@ -272,14 +262,12 @@ def test_a_process_that_is_killed_leaves_what_it_could_not_send(tmp_path, monkey
         "    print(active.id, flush=True)\n"
         "    os.kill(os.getpid(), 9)\n"
     )
-    environment = {**ENVIRONMENT, "DVC_ROOT": str(tmp_path)}
-    killed = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, env=environment, text=True, capture_output=True
-    )
+    environment = {**ENVIRONMENT, "DVC_ROOT": str(store)}
+    killed = subprocess.run([sys.executable, "-c", program], cwd=store, env=environment, text=True, capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     run_id = killed.stdout.strip()
-    (tmp_path / "mlruns" / "mlflow.db").rmdir()
-    (tmp_path / "aside.db").rename(tmp_path / "mlruns" / "mlflow.db")
+    (store / "mlruns" / "mlflow.db").rmdir()
+    (store / "aside.db").rename(store / "mlruns" / "mlflow.db")
     tracking.connect()
     assert curve(run_id) == [(1, 1.0), (2, 2.0)]
 

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import socket
 import sqlite3
@@ -29,9 +30,11 @@ CPU = Hardware(torch.device("cpu"), "fp32", False)
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    """A store that most tests share: a new database costs seconds."""
+def store(tmp_path_factory, empty_store):
+    """A store that most tests share."""
     root = tmp_path_factory.mktemp("store")
+    (root / "mlruns").mkdir()
+    shutil.copy(empty_store, root / "mlruns")
     before = dict(os.environ)
     os.environ["DVC_ROOT"] = str(root)
     tracking.connect()
@@ -379,8 +382,8 @@ def test_a_store_that_mlflow_cannot_read_is_an_error_that_names_it(fresh_root, w
 
 
 @pytest.fixture
-def server(tmp_path):
-    with Server(tmp_path) as server:
+def server(tmp_path, empty_store):
+    with Server(tmp_path, empty_store) as server:
         yield server
 
 
