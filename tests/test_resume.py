@@ -11,9 +11,13 @@ from contextlib import contextmanager
 
 import pandas as pd
 import pytest
+import torch
 
 from conftest import ENVIRONMENT
+from vae.config import load_params
+from vae.device import Hardware
 from vae.files import sha256
+from vae.stages import checkpoint_folder
 from vae.run import mlflow
 
 KILLS = int(os.environ.get("KILLS", "20"))
@@ -147,6 +151,35 @@ def test_a_training_killed_at_any_moment_ends_as_if_it_had_not_been(project):
 
 def run(project, *command, **environment):
     return subprocess.run(command, cwd=project.root, env={**ENVIRONMENT, **environment}, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_checkpoints_are_those_of_the_parameters_data_and_code_that_dvc_lists(project, monkeypatch):
+    monkeypatch.chdir(project.root)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    params, cpu = load_params(project / "params.yaml"), Hardware(torch.device("cpu"), "fp32", compile=False)
+
+    def folder(hardware=cpu, **values):
+        return checkpoint_folder(
+            "train", params.replaced({name.replace("__", "."): values[name] for name in values}), hardware
+        )
+
+    ours = folder()
+    assert ours.parent == project.root / ".ckpt/train"
+    assert folder(evaluate__importance_samples=9, render__dpi=50, search__n_trials=7) == ours
+    others = [
+        folder(train__beta=2.0),
+        folder(seed=1),
+        folder(model__latent_dim=3),
+        folder(data__validation_size=400),
+        folder(Hardware(torch.device("cpu"), "bf16", compile=False)),
+    ]
+    (project / "src/vae/tracking.py").write_text("# nothing that dvc.yaml lists for the stage")
+    assert folder() == ours
+    for file in ("src/vae/objective.py", "data/raw/train-labels-idx1-ubyte.gz", "data/dataset.json"):
+        (project / file).write_bytes((project / file).read_bytes() + b"\n")
+        others.append(folder())
+    assert len({ours, *others}) == 9
 
 
 @pytest.mark.slow

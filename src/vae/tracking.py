@@ -25,6 +25,7 @@ from vae.run import TROUBLE, MlflowException, Run, mlflow, one_line, send_unsent
 EXPERIMENT = "vae-mnist"
 SEARCH_EXPERIMENT = "vae-mnist-search"
 REACHABLE_SECONDS = 5.0
+BUSY_SECONDS = 20.0  # as long as MLflow itself waits for a locked database
 SYSTEM_METRICS_SECONDS = 5
 CODE = ["src", "pipeline", "params.yaml", "dvc.yaml", "pyproject.toml", "requirements.lock"]
 
@@ -85,8 +86,11 @@ def _connect(experiment: str) -> None:
             mlflow.set_experiment(experiment)
     except (*TROUBLE, sqlite3.Error) as error:
         reason = one_line(error)
-        if "out-of-date database schema" in reason:
-            reason = f"another version of MLflow made it. If an older one: copy it, then `mlflow db upgrade {uri}`"
+        if "out-of-date database schema" in reason or "Can't locate revision" in reason:
+            reason = (
+                f"another version of MLflow made it. If an older one, copy it, then `mlflow db upgrade {uri}`; "
+                "if a newer one, install that"
+            )
         raise TrackingError(f"the MLflow store {uri} can't be used: {reason}") from None
 
 
@@ -96,13 +100,13 @@ def _move_artifacts(folder: Path) -> None:
     if not database.exists():  # the store is another one
         return
     here = (folder / "artifacts").as_uri()
-    with closing(sqlite3.connect(database)) as connection, connection:
-        theirs = "SELECT DISTINCT artifact_location FROM experiments WHERE artifact_location LIKE '%/mlruns/artifacts'"
-        for (old,) in connection.execute(theirs).fetchall():
+    with closing(sqlite3.connect(database, timeout=BUSY_SECONDS)) as connection, connection:
+        found = "SELECT DISTINCT artifact_location FROM experiments WHERE artifact_location LIKE '%/mlruns/artifacts'"
+        for old in {location for (location,) in connection.execute(found)} - {here}:
             for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
                 connection.execute(
                     f"UPDATE {table} SET {column} = :here || substr({column}, :length + 1) "
-                    f"WHERE :old != :here AND substr({column}, 1, :length) = :old",
+                    f"WHERE substr({column}, 1, :length) = :old",
                     {"here": here, "old": old, "length": len(old)},
                 )
 
