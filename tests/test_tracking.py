@@ -413,7 +413,7 @@ def test_a_real_server_takes_everything_that_a_run_carries(server, monkeypatch, 
 @pytest.mark.parametrize(
     ("number", "epochs"), [(signal.SIGKILL, 150), (signal.SIGSTOP, 8)], ids=["killed", "silent from then on"]
 )
-def test_a_training_outlives_its_server_and_what_it_missed_is_sent_later(server, project, number, epochs):
+def test_a_training_outlives_its_server_and_what_it_missed_is_sent_later(server, project, monkeypatch, number, epochs):
     environment = {**ENVIRONMENT, "MLFLOW_TRACKING_URI": server.url, "MLFLOW_HTTP_REQUEST_TIMEOUT": "3"}
     pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
     command = [sys.executable, "pipeline/train.py", f"--epochs={epochs}"]
@@ -435,7 +435,10 @@ def test_a_training_outlives_its_server_and_what_it_missed_is_sent_later(server,
     assert seconds < 90  # one that waited for the server at each epoch would take many minutes
 
     server.signal(signal.SIGCONT) if number == signal.SIGSTOP else server.start()
-    subprocess.run([sys.executable, "pipeline/evaluate.py"], cwd=project.root, env=environment, check=True)
+    monkeypatch.chdir(project.root)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
+    tracking.connect()  # as the next stage does
     client = MlflowClient(server.url)
     run_id = json.loads((project / "models/run.json").read_text())["run_id"]
     curve = client.get_metric_history(run_id, "val/neg_elbo")
@@ -443,7 +446,7 @@ def test_a_training_outlives_its_server_and_what_it_missed_is_sent_later(server,
     assert [point.timestamp for point in curve] == sorted({point.timestamp for point in curve})
     run = client.get_run(run_id)
     assert run.info.status == "FINISHED"
-    assert {"summary/val/neg_elbo", "test/nll"} <= run.data.metrics.keys()
+    assert "summary/val/neg_elbo" in run.data.metrics
     assert "model.sha256" in run.data.tags
     assert {file.path for file in client.list_artifacts(run_id)} >= {"vae.safetensors", "history.csv"}
     assert not list((project / "mlruns/unsent").glob("*/*/*"))
