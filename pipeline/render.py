@@ -21,7 +21,7 @@ from vae.stages import FIGURES, METRICS, RAW, load_model, read_run_id, run_stage
 def main(params: Params) -> None:
     """Draw every figure, write it, and add it to the training's run."""
     model = load_model(params, "cpu")  # a few hundred images: no accelerator needed
-    mu, logvar = read(METRICS / "latents.npz", lambda path: [np.load(path)[name] for name in ("mu", "logvar")])
+    mu, logvar = read(METRICS / "latents.npz", posteriors)
     history = read(METRICS / "history.csv", lambda path: pd.read_csv(path, dtype=float).dropna(subset="val/neg_elbo"))
     tracking.connect()
     drawn = draw(model, load(RAW, "test"), mu, logvar, history, params, FIGURES)
@@ -29,6 +29,12 @@ def main(params: Params) -> None:
     with tracking.resume(params, resolve(params.train), read_run_id()) as run:
         for path in drawn:
             run.log_artifact(path, "figures")
+
+
+def posteriors(path: Path) -> tuple[Any, Any]:
+    """The test images' posterior means and log-variances, [N, L] each."""
+    with np.load(path) as latents:
+        return latents["mu"], latents["logvar"]
 
 
 def read(path: Path, reader: Callable[[Path], Any]) -> Any:

@@ -91,6 +91,17 @@ class Project:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
+    def start(self, *command, until, **environment):
+        """A process in a group of its own, as a terminal starts it, that has printed a line which begins so."""
+        pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+        process = subprocess.Popen(
+            command, cwd=self.root, env={**ENVIRONMENT, **environment}, text=True, start_new_session=True, **pipes
+        )
+        for line in process.stdout:
+            if line.startswith(until):
+                return process
+        pytest.fail(process.stderr.read())
+
     def dvc(self, *arguments):
         return self.run(sys.executable, "-m", "dvc", *arguments)
 

@@ -481,25 +481,24 @@ def test_weights_with_a_flipped_bit_are_refused(stage, project):
 
 
 def test_a_damaged_evaluation_is_not_drawn(stage, project):
-    damaged = {
-        "metrics/latents.npz": [b"", b"\x80" * 1000, *damages((project / "metrics/latents.npz").read_bytes()), None],
-        "metrics/history.csv": [b"", b"\x80" * 1000, b"epoch,train/loss\n1,two\n", b"a,b\n1,2,3\n", None],
+    anything = [Path.unlink, replaced_by(b""), replaced_by(b"\x80" * 1000)]
+    damages = {
+        "metrics/latents.npz": [*anything, flip_a_bit, truncate],
+        "metrics/history.csv": [*anything, replaced_by(b"epoch,train/loss\n1,two\n"), replaced_by(b"a,b\n1,2,3\n")],
     }
-    for file, contents in damaged.items():
+    for file in damages:
         earlier = (project / file).read_bytes()
-        for content in contents:
-            (project / file).write_bytes(content) if content is not None else (project / file).unlink()
+        for damage in damages[file]:
+            damage(project / file)
             before = project.outputs()
             refuses(stage("render"), file, "dvc repro")
             assert project.outputs() == before
-        (project / file).write_bytes(earlier)
+            (project / file).write_bytes(earlier)
     works(stage("render"))
 
 
-def damages(content):
-    flipped = bytearray(content)
-    flipped[len(content) // 2] ^= 1
-    return bytes(flipped), content[:-100]
+def replaced_by(content):
+    return lambda path: path.write_bytes(content)
 
 
 # Stale and foreign state
@@ -588,19 +587,9 @@ def test_a_full_disk_under_mlflow_costs_the_training_nothing(on_a_small_disk, pr
 # Interruptions
 
 
-def start(project, *command):
-    """A process in a group of its own, as a terminal starts it, that has trained its first epochs."""
-    pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
-    process = subprocess.Popen(command, cwd=project.root, env=ENVIRONMENT, text=True, start_new_session=True, **pipes)
-    for line in process.stdout:
-        if line.startswith("epoch   2/"):
-            return process
-    pytest.fail(process.stderr.read())
-
-
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_training_exits_as_such_and_its_run_is_killed(project, number, code):
-    process = start(project, sys.executable, "pipeline/train.py", "--epochs=5000")
+    process = project.start(sys.executable, "pipeline/train.py", "--epochs=5000", until="epoch   2/")
     process.send_signal(number)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == code
@@ -614,7 +603,7 @@ def test_an_interrupted_training_exits_as_such_and_its_run_is_killed(project, nu
 def test_an_interrupted_repro_commits_nothing(project, reproduced):
     lock = (project / "dvc.lock").read_bytes()
     project.set({"train.epochs": 5000})
-    process = start(project, sys.executable, "-m", "dvc", "repro")
+    process = project.start(sys.executable, "-m", "dvc", "repro", until="epoch   2/")
     os.killpg(process.pid, signal.SIGINT)
     rest, errors = process.communicate(timeout=30)
     assert process.returncode != 0

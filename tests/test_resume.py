@@ -181,13 +181,7 @@ def test_checkpoints_are_those_of_the_parameters_data_and_code_that_dvc_lists(pr
 @pytest.mark.slow
 def test_dvc_repro_goes_on_in_the_same_run(project):
     project.set({"train.epochs": 40})
-    command = [sys.executable, "-m", "dvc", "repro", "train"]
-    pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
-    stage = subprocess.Popen(
-        command, cwd=project.root, env=ENVIRONMENT, text=True, bufsize=1, start_new_session=True, **pipes
-    )
-    while "epoch   5/40" not in (line := stage.stdout.readline()):
-        assert line, stage.stderr.read()
+    stage = project.start(sys.executable, "-m", "dvc", "repro", "train", until="epoch   5/40")
     os.killpg(stage.pid, signal.SIGKILL)  # as when the machine goes down
     stage.communicate()
     (folder,) = (project / ".ckpt/train").iterdir()
@@ -207,13 +201,8 @@ def test_dvc_repro_goes_on_in_the_same_run(project):
 def test_ctrl_c_says_how_to_go_on_and_a_second_process_leaves_the_checkpoints_alone(project):
     project.set({"train.epochs": 400})
     command = [sys.executable, "pipeline/train.py"]
-    pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
-    first = subprocess.Popen(command, cwd=project.root, env=ENVIRONMENT, text=True, **pipes)
-    while "epoch   3/400" not in (line := first.stdout.readline()):
-        assert line, first.stderr.read()
-    second = subprocess.Popen(command, cwd=project.root, env=ENVIRONMENT, text=True, **pipes)
-    while "epoch   1/400" not in (line := second.stdout.readline()):
-        assert line, second.stderr.read()
+    first = project.start(*command, until="epoch   3/400")
+    second = project.start(*command, until="epoch   1/400")
     second.kill()
     assert "another process is at the same training" in second.communicate()[1]
     first.send_signal(signal.SIGINT)

@@ -8,12 +8,15 @@ import sys
 from contextlib import closing
 
 import pytest
+import torch
 from sqlalchemy import event
 
 import vae.run
 from conftest import ENVIRONMENT
 from mlflow_server import Server
 from vae import tracking
+from vae.config import Params
+from vae.device import Hardware
 from vae.errors import TrackingError
 from vae.run import Run, mlflow
 
@@ -214,16 +217,15 @@ def test_a_parameter_that_a_run_has_stays_and_new_ones_are_added(store):
     assert not unsent(store)
 
 
-@pytest.mark.usefixtures("store", "lock")
-def test_a_stage_whose_store_fails_keeps_its_figures_for_the_runs_store(impatient, lock, store):
-    from test_tracking import CPU, Params
-
+@pytest.mark.usefixtures("impatient")
+def test_a_stage_whose_store_fails_keeps_its_figures_for_the_runs_store(lock):
+    cpu = Hardware(torch.device("cpu"), "fp32", compile=False)
     with tracking.run("trained") as run:
         pass
     lock(True)
-    with tracking.resume(Params(), CPU, run.id) as resumed:
+    with tracking.resume(Params(), cpu, run.id) as resumed:
         resumed.log_metrics({"nll": 80.5}, prefix="test/")
-    with pytest.raises(TrackingError, match="locked"), tracking.resume(Params(), CPU, None):
+    with pytest.raises(TrackingError, match="locked"), tracking.resume(Params(), cpu, None):
         pass
     lock(False)
     tracking.connect()

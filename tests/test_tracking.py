@@ -411,14 +411,9 @@ def test_a_real_server_takes_everything_that_a_run_carries(server, monkeypatch, 
 
 def train_without(server, project, number, epochs):
     """A training whose server gets a signal in its first epochs: it ends well, and says once what is the matter."""
-    environment = {**ENVIRONMENT, "MLFLOW_TRACKING_URI": server.url, "MLFLOW_HTTP_REQUEST_TIMEOUT": "3"}
-    pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+    environment = {"MLFLOW_TRACKING_URI": server.url, "MLFLOW_HTTP_REQUEST_TIMEOUT": "3"}
     command = [sys.executable, "pipeline/train.py", f"--epochs={epochs}"]
-    training = subprocess.Popen(command, cwd=project.root, env=environment, text=True, **pipes)
-    printed = []
-    while not printed or not printed[-1].startswith("epoch"):
-        printed.append(training.stdout.readline())
-        assert printed[-1], training.stderr.read()
+    training = project.start(*command, until="epoch", **environment)
     server.signal(number)
     started = time.monotonic()
     rest, errors = training.communicate(timeout=300)

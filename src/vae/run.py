@@ -37,8 +37,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from vae.errors import TrackingError
 from vae.files import write_json
 
-__all__ = ["TROUBLE", "MlflowException", "Run", "mlflow", "one_line", "send_unsent"]
-__all__ += ["tolerant", "uninterrupted", "warn_once"]
+__all__ = ["TROUBLE", "MlflowException", "Run", "mlflow", "one_line", "send_unsent", "tolerant", "warn_once"]
 
 # What MLflow raises when its store is in trouble: its own errors, and those of what it stands on.
 TROUBLE = (MlflowException, requests.RequestException, SQLAlchemyError, CommandError, ImportError, OSError)

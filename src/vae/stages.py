@@ -143,7 +143,8 @@ def checkpoint_folder(stage: str, params: Params, hardware: Hardware) -> Path:
 def load_model(params: Params, device: Any) -> VAE:
     """The trained model. Raises WeightsError where it isn't what the training wrote, or what params.yaml describes."""
     model = VAE.load(MODEL, device)
-    if _read_run().get("weights_sha256", recorded := sha256(MODEL)) != recorded:
+    recorded = _read_run().get("weights_sha256")
+    if recorded and recorded != sha256(MODEL):
         raise WeightsError(f"{MODEL} is damaged, or not of the training in {RUN}: `dvc checkout` brings it back")
     theirs, ours = model.params.model_dump(), params.model.model_dump()
     different = [f"{key}: {value} (params: {ours[key]})" for key, value in theirs.items() if value != ours[key]]

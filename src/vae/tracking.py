@@ -20,7 +20,7 @@ from vae.config import ModelParams, Params
 from vae.device import Hardware
 from vae.errors import TrackingError
 from vae.files import project_root
-from vae.run import TROUBLE, MlflowException, Run, mlflow, one_line, send_unsent, uninterrupted, warn_once
+from vae.run import TROUBLE, MlflowException, Run, mlflow, one_line, send_unsent, tolerant, warn_once
 
 EXPERIMENT = "vae-mnist"
 SEARCH_EXPERIMENT = "vae-mnist-search"
@@ -173,11 +173,10 @@ def trial_run(number: int, parent: str | None, params: Params, hardware: Hardwar
     It ends as `run()` does. Trouble never ends the trial.
     """
     tags = {"trial": str(number)} | ({"mlflow.parentRunId": parent} if parent else {})
-    try:
-        with uninterrupted():
-            run_id = mlflow.start_run(run_name=f"trial {number}", tags=tags).info.run_id
-    except TROUBLE as error:
-        warn_once(error)
+    run_id = None
+    with tolerant():
+        run_id = mlflow.start_run(run_name=f"trial {number}", tags=tags).info.run_id
+    if run_id is None:
         yield None
         return
     run = Run(run_id, _unsent() / run_id)
