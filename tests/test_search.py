@@ -336,6 +336,24 @@ def test_a_dead_workers_trial_is_queued_again_with_its_values(here):
     assert trials[1].params == lost.params
 
 
+def test_a_search_that_dies_while_it_retries_a_trial_leaves_the_rest_to_the_next(here):
+    study, lost = abandoned(small(n_trials=2), "gone")
+    study.tell(lost.number, state=TrialState.FAIL)
+    assert retry_dead(study, {"here"}, 0) == 1
+    assert retry_dead(study, {"here"}, 0) == 0
+    assert [trial.state for trial in counted(study.trials)] == [TrialState.WAITING]
+
+
+def test_a_run_that_ended_just_before_its_worker_died_does_not_count(here):
+    study, _ = abandoned(small(), "gone")
+    (run,) = children()
+    mlflow.MlflowClient().set_tag(run.info.run_id, "state", "COMPLETE")
+    mlflow.MlflowClient().set_terminated(run.info.run_id, "FINISHED")
+    retry_dead(study, set(), 0)
+    (run,) = children()
+    assert (run.info.status, run.data.tags["state"]) == ("KILLED", "KILLED")
+
+
 def test_params_yamls_trial_is_run_again_also_outside_of_the_space(here):
     params = small(n_trials=1, model__latent_dim=20)
     study, lost = abandoned(params, "gone")
@@ -361,7 +379,7 @@ def test_a_trial_that_kills_its_worker_each_time_fails_in_the_end(here):
     for _ in range(RETRIES):
         assert retry_dead(study, set(), 0) == 1
         study.ask().set_user_attr("worker", "gone")
-    assert retry_dead(study, set(), 0) == 1
+    assert retry_dead(study, set(), 0) == 0
     (last,) = counted(study.trials)
     assert last.state is TrialState.FAIL
     assert "failed: its worker died" in results.describe(last)

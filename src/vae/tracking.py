@@ -186,8 +186,11 @@ def trial_run(number: int, parent: str | None, params: Params, hardware: Hardwar
 
 
 def end_dead_trial(number: int, parent: str) -> None:
-    """End the run of a search's trial whose process died. It is found by its tags: the process may have told no one."""
-    query = f"tags.`mlflow.parentRunId` = '{parent}' and tags.trial = '{number}' and attributes.status = 'RUNNING'"
+    """End the run of a search's trial whose process died, also one that ended just before the trial could.
+
+    It is found by its tags: the process may have told no one.
+    """
+    query = f"tags.`mlflow.parentRunId` = '{parent}' and tags.trial = '{number}'"
     client = mlflow.MlflowClient()
     for run in mlflow.search_runs(filter_string=query, output_format="list"):
         client.set_tag(run.info.run_id, "state", "KILLED")

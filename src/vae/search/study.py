@@ -195,30 +195,47 @@ def in_state(study: optuna.Study, *states: TrialState) -> list[FrozenTrial]:
 
 
 def retry(study: optuna.Study, trial: FrozenTrial) -> None:
-    """Queue a trial whose worker died again, `RETRIES` times at most, and end its run in MLflow."""
-    parent = study.user_attrs.get(MLFLOW_RUN)
+    """Deal with a trial whose worker died: end its run in MLflow, and queue it again, `RETRIES` times at most."""
+    _end_run(study, trial)
+    _queue_again(study, trial)
+
+
+def _end_run(study: optuna.Study, trial: FrozenTrial) -> None:
+    if parent := study.user_attrs.get(MLFLOW_RUN):
+        with tolerant():
+            tracking.end_dead_trial(trial.number, parent)
+
+
+def _queue_again(study: optuna.Study, trial: FrozenTrial) -> None:
     trial = deepcopy(trial)
     trial.user_attrs = {}  # else the new trial would be the dead worker's from the start
     if "fixed_params" in trial.system_attrs:  # params.yaml's values: set again from there, also outside of the space
         trial.params, trial.distributions = {}, {}
     RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)(study, trial)
-    if parent:
-        with tolerant():
-            tracking.end_dead_trial(trial.number, parent)
 
 
 def retry_dead(study: optuna.Study, alive: set[str], patience: float) -> int:
     """Retry the running trials of workers that aren't `alive`; returns how many. A database's heartbeats do it there.
 
-    A trial younger than `patience` seconds may not have got its worker's name yet.
+    A trial younger than `patience` seconds may not have got its worker's name yet. A search that is killed between
+    these steps leaves nothing that the next one wouldn't find and finish.
     """
     if storage_url():
         return 0
-    dead = [trial for trial in in_state(study, TrialState.RUNNING) if _is_dead(trial, alive, patience)]
-    for trial in dead:
-        study.tell(trial.number, state=TrialState.FAIL)
-        retry(study, trial)
-    return len(dead)
+    for trial in in_state(study, TrialState.RUNNING):
+        if _is_dead(trial, alive, patience):
+            _end_run(study, trial)
+            study.tell(trial.number, state=TrialState.FAIL)
+    lost = [trial for trial in finished(study.get_trials(deepcopy=False)) if _is_lost(trial)]
+    for trial in lost:
+        _queue_again(study, trial)
+    return len(lost)
+
+
+def _is_lost(trial: FrozenTrial) -> bool:
+    """Whether its worker died, and it may be queued again: one that failed by itself has a reason."""
+    retries = len(trial.system_attrs.get("retry_history", []))
+    return trial.state is TrialState.FAIL and "reason" not in trial.user_attrs and retries < RETRIES
 
 
 def _is_dead(trial: FrozenTrial, alive: set[str], patience: float) -> bool:
