@@ -79,7 +79,7 @@ CONV: Values = {
     "train.lr_schedule": "one_cycle",
     "train.batch_size": 128,
     "train.max_grad_norm": 200.0,
-    "train.epochs": 100,
+    "train.epochs": 80,
     "evaluate.importance_samples": 500,
 }
 
