@@ -28,7 +28,7 @@ from vae.training import Record, fit
 OUTPUT = Path("benchmarks/speedrun.csv")
 PICTURE = Path("docs/speedrun.png")
 TARGETS = (88.0, 86.76, 85.5, 84.5, 83.5)
-LENGTHS = (4, 8, 16, 32, 64, 128)  # epochs
+LENGTHS = (4, 8, 16, 32, 64)  # epochs; last comes the recipe's own number
 SAMPLES = 200  # fewer make an NLL larger on average, so a time is never too short for it
 DPI = 110
 
@@ -49,12 +49,12 @@ def main() -> None:
         write_atomically(OUTPUT, pd.DataFrame(rows).to_csv(index=False))
 
     def measure_on_the_way(model: VAE, records: list[Record]) -> None:
-        if len(records) in LENGTHS:
+        if len(records) in (*LENGTHS, PLAIN.train.epochs):
             add(row_of("plain", records, nll(copy.deepcopy(model), test, PLAIN)))
 
     if not any(row["recipe"] == "plain" for row in rows):
         trained(PLAIN, train, validation, measure_on_the_way)
-    for epochs in LENGTHS:
+    for epochs in (*LENGTHS, QUICK.train.epochs):
         quick = [row for row in rows if row["recipe"] == "quick"]
         if any(row["nll"] <= TARGETS[-1] for row in quick):
             break
@@ -123,7 +123,7 @@ def curves(table: pd.DataFrame) -> Figure:
         ax.annotate(f"{target:g}", (1, target), xycoords=("axes fraction", "data"), fontsize=8, va="center")
     ax.set_xscale("log")
     ax.set(xlabel="seconds of training", ylabel="test NLL, nats per image", title="Time to quality")
-    ax.set_ylim(min(TARGETS) - 1, 100)
+    ax.set_ylim(min(TARGETS) - 1, 102)
     ax.legend(frameon=False)
     return figure
 
