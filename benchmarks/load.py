@@ -25,7 +25,7 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
-from vae import tracking  # first: it sets MLflow up before that is imported
+from vae.tracking import store as tracking  # first: it sets MLflow up before that is imported
 
 # isort: split
 import numpy as np
@@ -38,9 +38,9 @@ from ruamel.yaml import YAML
 
 from vae.config import DataParams, Params, RenderParams, TrainParams
 from vae.device import resolve
-from vae.figures import save, training_history
 from vae.files import write_atomically
-from vae.stages import errors_in_one_line, fetch_dataset
+from vae.plots.figures import save, training_history
+from vae.workflow.stages import errors_in_one_line, fetch_dataset
 
 PROJECT = Path(__file__).resolve().parents[1]
 OUTPUT = PROJECT / "benchmarks" / "load.csv"

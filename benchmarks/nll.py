@@ -21,9 +21,9 @@ from torch.distributions import Normal
 
 from vae.config import EvaluateParams, Params, TrainParams, load_params
 from vae.device import Hardware, resolve
-from vae.evaluation import evaluate
+from vae.evaluation.likelihood import evaluate
 from vae.files import write_json
-from vae.model import VAE
+from vae.models.vae import VAE
 
 PROJECT = Path(__file__).resolve().parents[1]
 OUTPUT = PROJECT / "benchmarks" / "nll.json"

@@ -17,12 +17,13 @@ import pandas as pd
 from recipes import RECIPES, Recipe
 from vae.checkpoints import Checkpoints
 from vae.config import Params
-from vae.data import binarize_once, load
+from vae.data.binarization import binarize_once
+from vae.data.datasets import load
 from vae.errors import ConfigError
-from vae.evaluation import evaluate
+from vae.evaluation.likelihood import evaluate
 from vae.files import sha256, write_atomically, write_json
-from vae.stages import RAW, errors_in_one_line, fetch_dataset
-from vae.tracked import tracked_training
+from vae.workflow.stages import RAW, errors_in_one_line, fetch_dataset
+from vae.workflow.tracked_training import tracked_training
 
 OUTPUT = Path("benchmarks/published.csv")
 RESULTS = Path("results/published")

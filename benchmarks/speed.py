@@ -22,15 +22,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
-from vae import tracking
 from vae.config import DataParams, Params, TrainParams, load_params
-from vae.data import FILES, Split, gunzip, load, split_validation
+from vae.data.datasets import FILES, Split, gunzip, load, split_validation
+from vae.data.download import fetch
 from vae.device import Hardware, resolve
-from vae.fetch import fetch
 from vae.files import write_json
-from vae.model import VAE
-from vae.stages import mnist_dir
-from vae.training import Record, fit
+from vae.models.vae import VAE
+from vae.tracking import store as tracking
+from vae.training.loop import Record, fit
+from vae.workflow.stages import mnist_dir
 
 PROJECT = Path(__file__).resolve().parents[1]
 OUTPUT = PROJECT / "benchmarks" / "speed.json"

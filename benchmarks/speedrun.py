@@ -16,14 +16,15 @@ from matplotlib.figure import Figure
 
 from recipes import PLAIN, QUICK
 from vae.config import Params
-from vae.data import Split, binarize_once, load, split_validation
+from vae.data.binarization import binarize_once
+from vae.data.datasets import Split, load, split_validation
 from vae.device import resolve
-from vae.evaluation import evaluate
-from vae.figures import PALETTE, save
+from vae.evaluation.likelihood import evaluate
 from vae.files import write_atomically
-from vae.model import VAE
-from vae.stages import RAW, errors_in_one_line, fetch_dataset
-from vae.training import Record, fit
+from vae.models.vae import VAE
+from vae.plots.figures import PALETTE, save
+from vae.training.loop import Record, fit
+from vae.workflow.stages import RAW, errors_in_one_line, fetch_dataset
 
 OUTPUT = Path("benchmarks/speedrun.csv")
 PICTURE = Path("docs/speedrun.png")

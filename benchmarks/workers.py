@@ -17,14 +17,14 @@ from unittest.mock import patch
 import optuna
 from ruamel.yaml import YAML
 
-from vae import tracking
 from vae.config import Params, load_params
 from vae.files import write_json
 from vae.search import workers
 from vae.search.study import JOURNAL, journal
 from vae.search.trial import Worker
-from vae.stages import RAW, read_dataset
-from vae.training import Fitted, OnEpoch, Record, fit
+from vae.tracking import store as tracking
+from vae.training.loop import Fitted, OnEpoch, Record, fit
+from vae.workflow.stages import RAW, read_dataset
 
 PROJECT = Path(__file__).resolve().parents[1]
 OUTPUT = PROJECT / "benchmarks" / "workers.json"

@@ -1,7 +1,7 @@
 """Fetch and verify the data set: data params -> data/raw, data/dataset.json."""
 
 from vae.config import Params
-from vae.stages import fetch_dataset, run_stage
+from vae.workflow.stages import fetch_dataset, run_stage
 
 
 def main(params: Params) -> None:

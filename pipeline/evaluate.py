@@ -5,17 +5,29 @@ import io
 import numpy as np
 import torch
 
-from vae import tracking
-from vae.aggregate import split_kl
 from vae.checkpoints import Checkpoints
 from vae.config import Params
-from vae.data import Split, binarize_once, load
+from vae.data.binarization import binarize_once
+from vae.data.datasets import Split, load
 from vae.device import resolve
-from vae.evaluation import Evaluation, describe, evaluate, linear_probe_accuracy, posterior_means
+from vae.evaluation.kl_decomposition import split_kl
+from vae.evaluation.likelihood import Evaluation, describe, evaluate
+from vae.evaluation.linear_probe import linear_probe_accuracy, posterior_means
+from vae.evaluation.sample_quality import sample_quality
 from vae.files import sha256, write_atomically, write_json
-from vae.model import VAE
-from vae.sample_quality import sample_quality
-from vae.stages import METRICS, MODEL, RAW, RESUMED, checkpoint_folder, load_model, read_dataset, read_run_id, run_stage
+from vae.models.vae import VAE
+from vae.tracking import store as tracking
+from vae.workflow.stages import (
+    METRICS,
+    MODEL,
+    RAW,
+    RESUMED,
+    checkpoint_folder,
+    load_model,
+    read_dataset,
+    read_run_id,
+    run_stage,
+)
 
 
 def main(params: Params) -> None:

@@ -9,13 +9,13 @@ from zipfile import BadZipFile
 import numpy as np
 import pandas as pd
 
-from vae import tracking
 from vae.config import Params
-from vae.data import load
+from vae.data.datasets import load
 from vae.device import resolve
-from vae.drawing import draw
 from vae.errors import DataError
-from vae.stages import FIGURES, METRICS, RAW, load_model, read_run_id, run_stage
+from vae.plots.report import draw
+from vae.tracking import store as tracking
+from vae.workflow.stages import FIGURES, METRICS, RAW, load_model, read_run_id, run_stage
 
 
 def main(params: Params) -> None:

@@ -1,11 +1,11 @@
 """Train the VAE: data/raw -> models/vae.safetensors, models/run.json, metrics/train.json, metrics/history.csv."""
 
-from vae import tracking
 from vae.config import Params
 from vae.device import resolve
 from vae.files import write_json
-from vae.stages import METRICS, MODEL, RAW, RESUMED, checkpoint_folder, read_dataset, run_stage, write_run
-from vae.tracked import tracked_training
+from vae.tracking import store as tracking
+from vae.workflow.stages import METRICS, MODEL, RAW, RESUMED, checkpoint_folder, read_dataset, run_stage, write_run
+from vae.workflow.tracked_training import tracked_training
 
 
 def main(params: Params) -> None:

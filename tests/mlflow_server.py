@@ -10,7 +10,7 @@ import time
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from conftest import ENVIRONMENT
+from support import ENVIRONMENT
 
 
 class Server:

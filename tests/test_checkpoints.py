@@ -15,13 +15,13 @@ import torch
 from torch.optim import SGD, lr_scheduler
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
-from conftest import ENVIRONMENT
+from support import ENVIRONMENT
 from vae.checkpoints import Checkpoints
 from vae.config import ModelParams, TrainParams
-from vae.data import Split
+from vae.data.datasets import Split
 from vae.device import Hardware
-from vae.model import VAE
-from vae.training import fit
+from vae.models.vae import VAE
+from vae.training.loop import fit
 
 CPU = Hardware(torch.device("cpu"), "fp32", compile=False)
 PIXELS = 16

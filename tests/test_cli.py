@@ -17,12 +17,12 @@ import pytest
 from PIL import Image
 from pydantic import BaseModel
 
-from conftest import ENVIRONMENT, ROOT
+from support import ENVIRONMENT, ROOT
 from vae import cli
 from vae.config import Params, TrainParams
-from vae.fetch import NAMES
-from vae.model import VAE
-from vae.tracking import EXPERIMENT, mlflow
+from vae.data.download import NAMES
+from vae.models.vae import VAE
+from vae.tracking.store import EXPERIMENT, mlflow
 
 TINY = ["--source=bundled", "--hidden_dims=32", "--latent_dim=2", "--device=cpu", "--precision=fp32", "--dpi=40"]
 FIGURES = {
@@ -340,7 +340,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(train_vae, tmp_path, h
 def test_an_interrupted_training_leaves_its_best_weights(
     train_vae, trained, data_dir, tmp_path, monkeypatch, signal_, code, said
 ):
-    from vae import tracked
+    from vae.workflow import tracked_training as tracked
 
     describe = tracked.describe
 

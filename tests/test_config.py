@@ -1,16 +1,16 @@
 """params.yaml: what is right loads with the right types, what is wrong is refused in one line that says why."""
 
 import re
-from pathlib import Path
 
 import pytest
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 
+from support import ROOT
 from vae.config import Params, load_params
 from vae.errors import ConfigError
 
-PROJECT = Path(__file__).parents[1]
+PROJECT = ROOT
 
 
 @pytest.fixture

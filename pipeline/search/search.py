@@ -2,7 +2,7 @@
 
 from vae.config import Params
 from vae.search.workers import join, search
-from vae.stages import RAW, Flags, read_dataset, run_stage
+from vae.workflow.stages import RAW, Flags, read_dataset, run_stage
 
 
 def number_or_auto(text: str) -> int | str:

@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vae.config import Params, load_params
-    from vae.evaluation import evaluate
-    from vae.model import VAE
-    from vae.trainer import VAETrainer
-    from vae.training import fit
-    from vae.visualize import (
+    from vae.evaluation.likelihood import evaluate
+    from vae.models.vae import VAE
+    from vae.plots.visualize import (
         generate_samples,
         latent_means,
         visualize_interpolation,
@@ -21,21 +19,23 @@ if TYPE_CHECKING:
         visualize_latent_space,
         visualize_reconstruction,
     )
+    from vae.training.loop import fit
+    from vae.training.trainer import VAETrainer
 
 _HOME = {
     "Params": "vae.config",
     "load_params": "vae.config",
-    "evaluate": "vae.evaluation",
-    "VAE": "vae.model",
-    "VAETrainer": "vae.trainer",
-    "fit": "vae.training",
-    "generate_samples": "vae.visualize",
-    "latent_means": "vae.visualize",
-    "visualize_interpolation": "vae.visualize",
-    "visualize_latent_arithmetic": "vae.visualize",
-    "visualize_latent_manifold": "vae.visualize",
-    "visualize_latent_space": "vae.visualize",
-    "visualize_reconstruction": "vae.visualize",
+    "evaluate": "vae.evaluation.likelihood",
+    "VAE": "vae.models.vae",
+    "VAETrainer": "vae.training.trainer",
+    "fit": "vae.training.loop",
+    "generate_samples": "vae.plots.visualize",
+    "latent_means": "vae.plots.visualize",
+    "visualize_interpolation": "vae.plots.visualize",
+    "visualize_latent_arithmetic": "vae.plots.visualize",
+    "visualize_latent_manifold": "vae.plots.visualize",
+    "visualize_latent_space": "vae.plots.visualize",
+    "visualize_reconstruction": "vae.plots.visualize",
 }
 
 __all__ = [

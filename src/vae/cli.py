@@ -31,7 +31,9 @@ Schema = Mapping[str, Any]  # JSON schema, as pydantic derives it from a field's
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command `train-vae`: exit code 2 for a bad flag, else as the stages' (`errors_in_one_line`)."""
     params, output, data = parse(arguments)
-    from vae.stages import errors_in_one_line  # seconds of import, which --help and a bad flag needn't wait for
+    from vae.workflow.stages import (
+        errors_in_one_line,  # seconds of import, which --help and a bad flag needn't wait for
+    )
 
     with errors_in_one_line(f"the weights of the best finished epoch, if any, are in {output / WEIGHTS}"):
         try:
@@ -44,12 +46,14 @@ def train(params: Params, output: Path, data: Path) -> None:
     """Train on the images in `data`/raw, fetched if need be, evaluate, and draw; everything goes to `output`."""
     import pandas as pd
 
-    from vae import evaluation, tracking
-    from vae.data import binarize_once, load
-    from vae.drawing import draw
+    from vae.data.binarization import binarize_once
+    from vae.data.datasets import load
+    from vae.evaluation import likelihood as evaluation
     from vae.files import write_json
-    from vae.stages import fetch_dataset
-    from vae.tracked import tracked_training
+    from vae.plots.report import draw
+    from vae.tracking import store as tracking
+    from vae.workflow.stages import fetch_dataset
+    from vae.workflow.tracked_training import tracked_training
 
     output.mkdir(parents=True, exist_ok=True)
     raw, dataset = data / "raw", data / "dataset.json"
@@ -79,8 +83,8 @@ def train(params: Params, output: Path, data: Path) -> None:
 
 def _require_own_folder(params: Params, raw: Path, dataset: Path) -> None:
     """Refuse a folder with other files in it, which fetching would delete."""
-    from vae.fetch import BUNDLED_NAME, wanted_name
-    from vae.stages import read_dataset
+    from vae.data.download import BUNDLED_NAME, wanted_name
+    from vae.workflow.stages import read_dataset
 
     try:
         held = read_dataset(dataset)["name"]

@@ -23,10 +23,10 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy import column, make_url, select, table
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
-from vae import tracking
 from vae.config import Params, Range, searched_section
 from vae.errors import SearchError
-from vae.run import tolerant
+from vae.tracking import store as tracking
+from vae.tracking.run import tolerant
 
 FOLDER = Path("search")
 JOURNAL = FOLDER / "study.journal"

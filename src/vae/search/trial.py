@@ -10,13 +10,11 @@ import optuna
 import torch
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from vae import tracking
 from vae.config import Params
-from vae.data import load, split_validation
+from vae.data.datasets import load, split_validation
 from vae.device import Hardware, resolve
 from vae.errors import SearchError
-from vae.model import VAE
-from vae.run import Run
+from vae.models.vae import VAE
 from vae.search.study import (
     MLFLOW_RUN,
     alone,
@@ -30,7 +28,9 @@ from vae.search.study import (
     suggest,
     with_values,
 )
-from vae.training import Fitted, Record, fit
+from vae.tracking import store as tracking
+from vae.tracking.run import Run
+from vae.training.loop import Fitted, Record, fit
 
 POLL_SECONDS = 1.0
 HOPELESS = 3  # trials that fail before any has succeeded

@@ -23,23 +23,14 @@ from filelock import FileLock, Timeout
 from optuna.trial import TrialState
 from tqdm import tqdm
 
-from vae import tracking
 from vae.config import Params
 from vae.device import resolve
 from vae.errors import SearchError, VAEError
-from vae.run import tolerant
 from vae.search import results
-from vae.search.study import (
-    FOLDER,
-    MLFLOW_RUN,
-    finished,
-    in_state,
-    open_storage,
-    open_study,
-    retry_dead,
-    storage_url,
-)
+from vae.search.study import FOLDER, MLFLOW_RUN, finished, in_state, open_storage, open_study, retry_dead, storage_url
 from vae.search.trial import Worker, failures, require_hope
+from vae.tracking import store as tracking
+from vae.tracking.run import tolerant
 
 STOP_SECONDS = 5.0  # for workers to end after Ctrl-C, before they are killed; all of it is promised within ten
 NAMING_SECONDS = 10.0  # within which a worker has surely put its name to a trial that it took

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from vae.figures import PALETTE
+from vae.plots.figures import PALETTE
 
 if TYPE_CHECKING:
     from vae.theory.tradeoff import Aggregate

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from vae.objective import gaussian_kl, normal_log_density, weighted_kl
+from vae.models.distributions import gaussian_kl, normal_log_density
 from vae.theory.check import draws
+from vae.training.objectives import weighted_kl
 
 ZERO = torch.zeros((), dtype=torch.float64)
 

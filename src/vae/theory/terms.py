@@ -16,10 +16,12 @@ from torch.distributions import Bernoulli, MultivariateNormal, kl_divergence
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from vae.config import ModelParams
-from vae.model import VAE
-from vae.objective import bernoulli_nll, gaussian_kl, importance_weighted_bound, normal_log_density, weighted_kl
+from vae.models.distributions import gaussian_kl, importance_weighted_bound, normal_log_density
+from vae.models.likelihoods import bernoulli_nll
+from vae.models.vae import VAE
 from vae.theory.check import Check, by_sampling, draws
 from vae.theory.linear import ZERO, LinearGaussian
+from vae.training.objectives import weighted_kl
 
 
 def small_model() -> tuple[LinearGaussian, Tensor]:

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from vae.objective import gaussian_kl, normal_log_density
+from vae.models.distributions import gaussian_kl, normal_log_density
 from vae.theory.check import Check
 from vae.theory.linear import (
     EIGENVALUES,

@@ -1,0 +1,1 @@
+"""Data: download and verify, read, binarize, batch."""

@@ -1,0 +1,1 @@
+"""Evaluation of a trained model: likelihood bounds, the KL decomposition, sample quality."""

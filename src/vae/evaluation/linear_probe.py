@@ -1,0 +1,30 @@
+"""A linear classifier of posterior means: how much of the label the latents hold."""
+
+import torch
+from torch import Tensor
+
+from vae.config import EvaluateParams
+from vae.data.binarization import to_float
+from vae.evaluation.likelihood import Floats
+from vae.models.vae import VAE
+
+
+@torch.no_grad()
+def posterior_means(model: VAE, images: Tensor, params: EvaluateParams) -> Tensor:
+    """The means of q(z|x) of binarized `images`, uint8 [N, D] on the model's device: [N, L]."""
+    model.eval()
+    return torch.cat([model.encode(to_float(batch))[0] for batch in images.split(params.chunk_size)])
+
+
+def linear_probe_accuracy(train_mu: Floats, train_labels: Tensor, test_mu: Floats, test_labels: Tensor) -> float:
+    """How often a linear classifier of posterior means [N, L] names the digit: fitted on training, told of test images.
+
+    Multinomial logistic regression on standardized means, as scikit-learn has it by default. Nothing in it is random.
+    """
+    from sklearn.linear_model import LogisticRegression  # a second of import: only where it is needed
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    probe.fit(train_mu, train_labels.numpy())
+    return float(probe.score(test_mu, test_labels.numpy()))

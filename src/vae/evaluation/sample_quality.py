@@ -1,0 +1,102 @@
+"""How good drawn images are, as a small digit classifier sees them.
+
+The measures are those behind the FID and the Inception Score (Heusel et al. 2017, Salimans et al. 2016), but the
+classifier is one of digits, trained here: its figures compare with those of other models on the same data set and
+binarization, and with nobody's FID.
+
+Shapes: N images, D pixels, F features. Images are binarized, uint8 [N, D].
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vae.config import EvaluateParams
+from vae.data.binarization import to_float
+from vae.data.datasets import Split
+from vae.models.vae import VAE
+
+FEATURES = 64  # few enough for a covariance from 1,000 images
+STEPS = 600
+BATCH_SIZE = 128
+LEARNING_RATE = 3e-3
+
+
+def sample_quality(
+    model: VAE, train: Split, test: Split, params: EvaluateParams, *, binary: bool = True, seed: int = 0
+) -> dict[str, float]:
+    """Compare as many draws of the model as there are `test` images with these; splits are on the model's device.
+
+    `sample_frechet_distance` (squared, as the FID is) has a floor, `train_frechet_distance`: that of as many training
+    images, which the classifier wasn't trained on, so that there must be more of them than test images.
+    `sample_confidence` is the mean probability of the likeliest digit, `sample_label_entropy` the entropy of all draws'
+    label distribution, in nats: ln 10 where every digit is as frequent. Not `binary`: draws stay pixel probabilities.
+    """
+    generator = torch.Generator(test.images.device).manual_seed(seed)
+    order = torch.randperm(len(train), generator=generator, device=test.images.device)
+    held, used = order[: len(test)], order[len(test) :]
+    classifier = train_classifier(train.images[used], train.labels[used], generator, seed)
+    samples = drawn(model, len(test), params, generator, binary=binary)
+    with torch.no_grad():
+        features = {
+            name: classifier[:-1](to_float(images))
+            for name, images in {"test": test.images, "train": train.images[held], "sample": samples}.items()
+        }
+        predicted = classifier[-1](features["test"]).argmax(1)
+        probabilities = classifier[-1](features["sample"]).double().softmax(1)
+    return {
+        "classifier_accuracy": (predicted == test.labels).double().mean().item(),
+        "classifier_images": len(used),
+        "sample_frechet_distance": frechet_distance(features["sample"], features["test"]),
+        "train_frechet_distance": frechet_distance(features["train"], features["test"]),
+        "sample_confidence": probabilities.amax(1).mean().item(),
+        "sample_label_entropy": torch.special.entr(probabilities.mean(0)).sum().item(),
+    }
+
+
+def train_classifier(images: Tensor, labels: Tensor, generator: torch.Generator, seed: int) -> nn.Sequential:
+    """Two convolutions and two linear layers, trained for the same number of steps however many `images` there are.
+
+    All but the last layer give the features. Weights are drawn from `seed`, batches by `generator`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        convolutions = [nn.Conv2d(1, 8, 5, stride=2), nn.ReLU(), nn.Conv2d(8, 16, 5, stride=2), nn.ReLU()]
+        features = [nn.Flatten(), nn.Linear(16 * 4 * 4, FEATURES), nn.ReLU()]
+        classifier = nn.Sequential(nn.Unflatten(1, (1, 28, 28)), *convolutions, *features, nn.Linear(FEATURES, 10))
+    classifier.to(images.device)
+    optimizer = torch.optim.Adam(classifier.parameters(), LEARNING_RATE)
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True):
+        for _ in range(STEPS):
+            batch = torch.randint(len(images), (BATCH_SIZE,), generator=generator, device=images.device)
+            loss = F.cross_entropy(classifier(to_float(images[batch])), labels[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return classifier
+
+
+@torch.no_grad()
+def drawn(model: VAE, n: int, params: EvaluateParams, generator: torch.Generator, *, binary: bool) -> Tensor:
+    """`n` images drawn from the model, floats [n, D]: 0 or 1; pixel probabilities, where they aren't `binary`."""
+    model.eval()
+    sizes = [min(params.chunk_size, n - start) for start in range(0, n, params.chunk_size)]
+    images = torch.cat([model.sample(size, generator) for size in sizes])
+    return torch.bernoulli(images, generator=generator) if binary else images
+
+
+def frechet_distance(a: Tensor, b: Tensor) -> float:
+    """The squared Fréchet distance of normal distributions fitted to features, [N, F] and [M, F], ≥ 0.
+
+    ‖m_a − m_b‖² + tr(S_a + S_b − 2 (S_a S_b)^½) (Dowson & Landau 1982). With S = R Rᵀ, the last trace is the sum of
+    the singular values of R_aᵀ R_b, whose squares are the eigenvalues of S_a S_b.
+    """
+    (mean_a, root_a), (mean_b, root_b) = (_moments(features.cpu().double()) for features in (a, b))
+    traces = root_a.square().sum() + root_b.square().sum() - 2 * torch.linalg.matrix_norm(root_a.T @ root_b, "nuc")
+    return max(0.0, float((mean_a - mean_b).square().sum() + traces))
+
+
+def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean [F] and a root R [F, F] of the covariance R Rᵀ; an eigenvalue that rounding made negative counts as 0."""
+    values, vectors = torch.linalg.eigh(torch.cov(features.T))
+    return features.mean(0), vectors * values.clamp(min=0).sqrt()

@@ -1,0 +1,1 @@
+"""Five small studies of what a VAE's parameters do: `python -m vae.examples`."""

@@ -1,0 +1,5 @@
+"""`python -m vae.examples`."""
+
+from vae.examples.studies import main
+
+main()

@@ -1,0 +1,1 @@
+"""Training: the loop, its objectives and optimizers, and `VAETrainer`."""

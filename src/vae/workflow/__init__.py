@@ -1,0 +1,1 @@
+"""What the pipeline's stages and `train-vae` share."""

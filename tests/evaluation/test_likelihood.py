@@ -1,0 +1,323 @@
+import copy
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
+
+from vae.checkpoints import Checkpoints
+from vae.config import EvaluateParams, ModelParams, Params
+from vae.data.binarization import to_float
+from vae.evaluation import likelihood as evaluation
+from vae.evaluation.likelihood import Evaluation, active_units, describe, evaluate, has_collapsed, summary
+from vae.evaluation.linear_probe import linear_probe_accuracy, posterior_means
+from vae.models.vae import VAE
+
+
+def model_of(latents=2, seed=0):
+    return VAE.from_params(ModelParams(hidden_dims=(16,), latent_dim=latents), seed)
+
+
+def binary_images(n, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.rand(n, 784, generator=generator) < 0.2).to(torch.uint8) * 255
+
+
+LABELS = torch.arange(23) % 10
+TARGETS = binary_images(23)
+
+
+def exact_nll(model, x, points=81, reach=5.0):
+    """−log p(x) by numerical integration over a grid of a 2-D latent space."""
+    line = torch.linspace(-reach, reach, points)
+    z = torch.cartesian_prod(line, line)
+    with torch.no_grad():
+        log_likelihood = Independent(Bernoulli(logits=model.decode(z)), 1).log_prob(x[:, None])
+    log_prior = Normal(0.0, 1.0).log_prob(z).sum(1)
+    cell = 2 * math.log(2 * reach / (points - 1))
+    return -torch.logsumexp(log_likelihood + log_prior + cell, 1)
+
+
+def test_nll_is_the_integral_over_the_latent_space():
+    model = model_of()
+    few = TARGETS[:5]
+    result = evaluate(model, few, LABELS[:5], EvaluateParams(importance_samples=100_000))
+    exact = exact_nll(model, to_float(few)).double().numpy()
+    assert (-result.images["elbo"] - exact).min() > 0.1, "the bound must be loose enough for the test to see a gap"
+    np.testing.assert_allclose(result.images["nll"], exact, atol=0.02, rtol=0)
+    assert (result.images["nll"] <= -result.images["elbo"] + 1e-3).all()
+
+
+def test_reconstruction_and_kl_are_those_of_torch_distributions():
+    model = model_of(4)
+    result = evaluate(model, TARGETS, LABELS, EvaluateParams(importance_samples=3000))
+    x = to_float(TARGETS)
+    with torch.no_grad():
+        mu, logvar = model.encode(x)
+        posterior = Normal(mu, torch.exp(0.5 * logvar))
+        torch.manual_seed(1)
+        log_likelihood = Independent(Bernoulli(logits=model.decode(posterior.sample((3000,)))), 1).log_prob(x)
+    kl = kl_divergence(posterior, Normal(0.0, 1.0)).sum(1)
+    error = 5 * log_likelihood.std(0) * math.sqrt(2 / 3000)
+    assert (torch.tensor(result.images["reconstruction"].to_numpy()) + log_likelihood.mean(0)).abs().lt(error).all()
+    np.testing.assert_allclose(result.images["kl"], kl.double().numpy(), rtol=1e-4)
+    np.testing.assert_allclose(result.images["elbo"], -(result.images["reconstruction"] + result.images["kl"]))
+
+
+def test_the_same_weights_give_the_same_figures_and_more_samples_a_tighter_bound():
+    model = model_of(8)
+    one, few, many = (
+        evaluate(model, TARGETS, LABELS, EvaluateParams(importance_samples=k)).metrics() for k in (1, 10, 1000)
+    )
+    assert many == evaluate(model, TARGETS, LABELS, EvaluateParams(importance_samples=1000)).metrics()
+    assert many["nll"] < few["nll"] < one["nll"]
+    assert one["nll"] == pytest.approx(-one["elbo"], abs=0.5)
+
+
+def test_chunks_smaller_than_an_images_samples_give_the_same_estimate():
+    model = model_of()
+    whole = evaluate(model, TARGETS, LABELS, EvaluateParams(importance_samples=1000, chunk_size=23_000)).metrics()
+    for chunk_size in (1, 7, 300):
+        samples = 1000 if chunk_size > 100 else 50
+        params = EvaluateParams(importance_samples=samples, chunk_size=chunk_size)
+        chunked = evaluate(model, TARGETS, LABELS, params).metrics()
+        assert chunked["nll"] == pytest.approx(whole["nll"], abs=0.05)
+        assert chunked["kl"] == pytest.approx(whole["kl"], rel=1e-6)
+
+
+def test_at_most_a_chunk_of_latents_is_decoded_at_a_time(monkeypatch):
+    sizes = []
+    draw = VAE.draw
+    monkeypatch.setattr(VAE, "draw", lambda self, x, noise: sizes.append(noise[..., 0].numel()) or draw(self, x, noise))
+    evaluate(model_of(), TARGETS, LABELS, EvaluateParams(importance_samples=50, chunk_size=128))
+    assert max(sizes) <= 128
+    assert sum(sizes) == 23 * 50
+
+
+def test_each_image_is_encoded_once(monkeypatch):
+    sizes = []
+    encoding = VAE.encoding
+    monkeypatch.setattr(VAE, "encoding", lambda self, x: sizes.append(len(x)) or encoding(self, x))
+    evaluate(model_of(), TARGETS, LABELS, EvaluateParams(importance_samples=50, chunk_size=128))
+    assert sum(sizes) == 23
+
+
+def exact_importance_weighted_nll(model, x, samples, chunk):
+    """The NLL from the draws that `evaluate` takes of one image, all in float64."""
+    generator = torch.Generator().manual_seed(0)
+    model = copy.deepcopy(model).double()
+    log_weights = []
+    with torch.no_grad():
+        mu, logvar = (moment.double() for moment in model.encode(x.double()))
+        posterior = Normal(mu, torch.exp(0.5 * logvar))
+        for n in [chunk] * (samples // chunk):
+            noise = torch.randn(1, n, model.noise_dim, generator=generator)[0].double()
+            z = posterior.mean + posterior.stddev * noise
+            likelihood = Independent(Bernoulli(logits=model.decode(z)), 1).log_prob(x.double())
+            log_weights.append(likelihood + (Normal(0.0, 1.0).log_prob(z) - posterior.log_prob(z)).sum(1))
+    return math.log(samples) - torch.logsumexp(torch.cat(log_weights), 0).item()
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_nll_is_exact_to_a_ten_thousandth_of_a_nat(scale):
+    model = model_of(8)
+    with torch.no_grad():
+        model.decoder.head.weight.mul_(scale)  # 30: logits as large as those of a trained decoder
+    for number in range(3):
+        image = TARGETS[number : number + 1]
+        result = evaluate(model, image, LABELS[:1], EvaluateParams(importance_samples=1000, chunk_size=250))
+        expected = exact_importance_weighted_nll(model, to_float(image), 1000, 250)
+        assert result.images["nll"][0] == pytest.approx(expected, abs=1e-4 * max(1, scale / 10))
+
+
+@pytest.mark.parametrize("logit", [-100.0, 100.0])
+def test_pixels_that_are_surely_wrong_cost_their_logit(logit):
+    model = model_of()
+    with torch.no_grad():
+        model.decoder.head.weight.zero_()
+        model.output_bias.fill_(logit)
+    result = evaluate(model, TARGETS, LABELS, EvaluateParams(importance_samples=20))
+    white = to_float(TARGETS).sum(1)
+    wrong = white if logit < 0 else 784 - white
+    np.testing.assert_allclose(result.images["reconstruction"], 100 * wrong.double().numpy(), rtol=1e-5)
+    assert np.isfinite(result.images["nll"]).all()
+
+
+def test_bf16_is_for_the_decoders_products_only():
+    model, types = model_of(8), {}
+    model.encoder.head.register_forward_hook(lambda _, inputs, output: types.update(encoder=output.dtype))
+    model.decoder.head.register_forward_hook(lambda _, inputs, output: types.update(decoder=output.dtype))
+    exact, rounded = (
+        evaluate(model, TARGETS, LABELS, EvaluateParams(importance_samples=200, precision=precision))
+        for precision in ("fp32", "bf16")
+    )
+    assert types == {"encoder": torch.float32, "decoder": torch.bfloat16}
+    np.testing.assert_array_equal(exact.mu, rounded.mu)
+    np.testing.assert_array_equal(exact.images["kl"], rounded.images["kl"])
+    np.testing.assert_allclose(exact.images["nll"], rounded.images["nll"], atol=0.5, rtol=0)
+    assert (exact.images["nll"] != rounded.images["nll"]).any()
+
+
+def test_means_weigh_every_image_alike_and_digits_add_up_to_the_whole():
+    result = evaluate(model_of(), TARGETS, LABELS, EvaluateParams(importance_samples=20, chunk_size=100))
+    metrics, digits = result.metrics(), result.by_digit()
+    assert metrics["n_test"] == 23
+    assert digits["images"].tolist() == [3, 3, 3, 2, 2, 2, 2, 2, 2, 2]
+    for name in ("reconstruction", "kl", "elbo", "nll"):
+        assert metrics[name] == pytest.approx(result.images[name].mean())
+        assert np.average(digits[name], weights=digits["images"]) == pytest.approx(metrics[name])
+
+
+def test_active_units_are_those_whose_mean_varies():
+    generator = np.random.default_rng(0)
+    mu = generator.normal(size=(5000, 4)) * np.sqrt([1.0, 0.02, 0.005, 0.0])
+    assert active_units(mu.astype(np.float32)) == 2
+
+
+def test_active_units_of_a_digit_are_counted_among_its_own_images():
+    result = evaluate(model_of(), TARGETS, LABELS, EvaluateParams(importance_samples=2))
+    expected = [active_units(result.mu[(pd.Series(LABELS) == digit).to_numpy()]) for digit in range(10)]
+    assert result.by_digit()["active_units"].tolist() == expected
+
+
+def test_the_sampling_error_is_the_spread_of_repeated_estimates():
+    """Var(w) / (K mean(w)²) says it from one estimate; here are 100 of them."""
+    model, params = model_of(2), EvaluateParams(importance_samples=300)
+    repeated = [evaluate(model, TARGETS, LABELS, params, seed=seed) for seed in range(100)]
+    nll, error = (np.stack([result.images[name] for result in repeated]) for name in ("nll", "nll_sampling_error"))
+    # 23 variances of 99 degrees of freedom each: their mean is right to √(2 / (23 · 99)) = 3 %, or 7 % if one image
+    # dominates; the delta method's own error is of order 1 / K.
+    assert nll.var(0, ddof=1).sum() == pytest.approx(np.square(error).mean(0).sum(), rel=0.3)
+    whole = [result.metrics() for result in repeated]
+    spread = np.std([metrics["nll"] for metrics in whole], ddof=1)
+    assert spread == pytest.approx(np.mean([metrics["nll_sampling_error"] for metrics in whole]), rel=0.3)
+
+
+def test_the_standard_error_is_that_of_a_mean_and_the_sampling_errors_are_independent():
+    images = pd.DataFrame(dict.fromkeys(("reconstruction", "kl", "elbo"), [0.0] * 4))
+    images["elbo"] = -5.0
+    images["nll"], images["nll_sampling_error"] = [1.0, 2.0, 3.0, 4.0], [3.0, 0.0, 4.0, 0.0]
+    found = summary(images)
+    assert found["nll_standard_error"] == pytest.approx(math.sqrt(5 / 3 / 4))
+    assert found["nll_sampling_error"] == pytest.approx(5 / 4)
+    assert found["elbo_gap"] == 5 - 2.5
+
+
+@pytest.mark.filterwarnings("ignore:Degrees of freedom:RuntimeWarning", "ignore:invalid value:RuntimeWarning")
+def test_what_one_sample_or_one_image_does_not_tell_is_left_out():
+    params = EvaluateParams(importance_samples=1)
+    metrics = evaluate(model_of(), TARGETS, LABELS, params).metrics()
+    assert "nll_sampling_error" not in metrics
+    assert metrics["nll_standard_error"] > 0
+    metrics = evaluate(model_of(), TARGETS[:1], LABELS[:1], EvaluateParams(importance_samples=5)).metrics()
+    assert "nll_standard_error" not in metrics
+    assert metrics["nll_sampling_error"] > 0
+
+
+def test_errors_and_gaps_of_digits_are_those_of_their_images():
+    result = evaluate(model_of(), TARGETS, LABELS, EvaluateParams(importance_samples=20))
+    metrics, digits = result.metrics(), result.by_digit()
+    squared = (digits["images"] * digits["nll_sampling_error"]).pow(2).sum()
+    assert math.sqrt(squared) / 23 == pytest.approx(metrics["nll_sampling_error"])
+    assert np.average(digits["elbo_gap"], weights=digits["images"]) == pytest.approx(metrics["elbo_gap"])
+    of_two = result.images.loc[result.images["label"] == 2, "nll"].to_numpy()
+    assert digits["nll_standard_error"][2] == pytest.approx(np.std(of_two, ddof=1) / math.sqrt(3))
+
+
+def evaluation_of(variances, kl):
+    mu = np.random.default_rng(0).normal(size=(1000, len(variances))) * np.sqrt(variances)
+    columns = {
+        "label": 0,
+        "reconstruction": 100.0,
+        "kl": kl,
+        "elbo": -100 - kl,
+        "nll": 100.0,
+        "nll_sampling_error": 0.1,
+    }
+    return Evaluation(pd.DataFrame(columns, index=range(1000)), mu.astype(np.float32), np.zeros_like(mu, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("variances", "kl", "collapsed"),
+    [
+        ([1.0] * 22 + [0.0] * 18, 25.0, False),  # dimensions to spare are no collapse
+        ([1.0] * 5 + [0.005] * 35, 9.0, False),
+        ([1.0] * 4 + [0.005] * 36, 9.0, True),
+        ([0.0, 0.0], 0.5, True),
+        ([1.0, 0.0], 3.0, False),
+        ([1.0, 1.0], 0.05, True),
+        ([1.0], 3.0, False),
+    ],
+)
+def test_a_collapse_is_told_where_next_to_no_dimension_is_used_or_the_kl_is_none(variances, kl, collapsed):
+    metrics = evaluation_of(variances, kl).metrics()
+    assert metrics["active_units"] + metrics["collapsed_units"] == len(variances)
+    assert metrics["collapsed_units"] == sum(variance < 0.01 for variance in variances)
+    assert has_collapsed(metrics) == collapsed
+    params = Params().replaced({"model.latent_dim": len(variances)})
+    lines = describe(metrics, params).splitlines()
+    assert len(lines) == 1 + collapsed
+    assert lines[-1].startswith("warning: posterior collapse") == collapsed
+
+
+def test_posterior_means_are_the_evaluations_whatever_the_chunks():
+    model = model_of(4)
+    result = evaluate(model, TARGETS, LABELS, EvaluateParams(importance_samples=2))
+    for chunk_size in (1, 7, 100):
+        means = posterior_means(model, TARGETS, EvaluateParams(chunk_size=chunk_size))
+        np.testing.assert_allclose(means.numpy(), result.mu, atol=1e-5)
+
+
+def test_a_linear_probe_finds_what_is_linear_alone():
+    generator = np.random.default_rng(0)
+    mu = generator.normal(size=(2000, 3)).astype(np.float32)
+    halves = [(mu[:1000], mu[1000:]), (slice(1000), slice(1000, None))]
+    (train, test), (first, second) = halves
+    sides = torch.from_numpy((mu[:, 0] > 0.0) * 1 + (mu[:, 1] > 0.0) * 2)
+    crossed = torch.from_numpy((mu[:, 0] * mu[:, 1] > 0) * 1)
+    assert linear_probe_accuracy(train, sides[first], test, sides[second]) > 0.97
+    assert linear_probe_accuracy(train, crossed[first], test, crossed[second]) < 0.6
+    # Told of the test images: with labels turned round there, it is wrong nearly always.
+    assert linear_probe_accuracy(train, sides[first], test, 3 - sides[second]) < 0.03
+
+
+def test_a_probe_of_one_dimension_and_of_a_constant_one_works():
+    mu = np.random.default_rng(0).normal(size=(600, 1)).astype(np.float32)
+    labels = torch.from_numpy((mu[:, 0] > 0) * 1)
+    assert linear_probe_accuracy(mu, labels, mu, labels) > 0.97
+    assert linear_probe_accuracy(mu * 0, labels, mu * 0, labels) == pytest.approx(0.5, abs=0.05)
+
+
+class InterruptError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("batch", [0, 1, 5])
+def test_an_interrupted_evaluation_goes_on_to_the_same_figures(batch, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    model, params = model_of(), EvaluateParams(importance_samples=10, chunk_size=40)  # six batches
+    expected = evaluate(model, TARGETS, LABELS, params)
+    evaluated, whole = [], evaluation._evaluate_batch
+
+    def until_interrupted(*arguments):
+        if len(evaluated) == batch:
+            raise InterruptError
+        evaluated.append(arguments)
+        return whole(*arguments)
+
+    monkeypatch.setattr(evaluation, "_evaluate_batch", until_interrupted)
+    with pytest.raises(InterruptError):
+        evaluate(model, TARGETS, LABELS, params, checkpoints=Checkpoints(tmp_path))
+    batch = 7  # no further interruption
+    again = evaluate(model, TARGETS, LABELS, params, checkpoints=Checkpoints(tmp_path))
+    assert len(evaluated) == 6
+    pd.testing.assert_frame_equal(again.images, expected.images, check_exact=True)
+    np.testing.assert_array_equal(again.mu, expected.mu)
+    np.testing.assert_array_equal(again.logvar, expected.logvar)
+
+
+def test_a_short_evaluation_leaves_no_checkpoints(tmp_path):
+    evaluate(model_of(), TARGETS, LABELS, EvaluateParams(importance_samples=1), checkpoints=Checkpoints(tmp_path))
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,145 @@
+import math
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from torch import nn
+
+from vae.config import EvaluateParams, ModelParams
+from vae.data.binarization import binarize_once, to_float
+from vae.data.datasets import Split, load
+from vae.evaluation import sample_quality as quality
+from vae.models.vae import VAE
+
+KEYS = [
+    *("classifier_accuracy", "classifier_images", "sample_frechet_distance", "train_frechet_distance"),
+    *("sample_confidence", "sample_label_entropy"),
+]
+
+
+class Drawing(nn.Module):
+    """In the model's place: draws the given pixel probabilities [M, D], again from the first when all are drawn."""
+
+    def __init__(self, images):
+        super().__init__()
+        self.images, self.start = images, 0
+
+    def sample(self, n, generator):
+        index = (self.start + torch.arange(n)) % len(self.images)
+        self.start += n
+        return self.images[index]
+
+
+def features_with(mean, root, n=400, seed=0):
+    """[n, F] with exactly this mean, and covariance root · rootᵀ."""
+    x = torch.randn(n, len(mean), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    x -= x.mean(0)
+    white = x @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(x.T))).T
+    return white @ root.T + mean
+
+
+def test_the_frechet_distance_of_commuting_covariances_has_a_closed_form():
+    a, b = torch.tensor([1.0, 2.0, 0.5]).double(), torch.tensor([3.0, 2.0, 0.1]).double()
+    shift = torch.tensor([1.0, -2.0, 0.5]).double()
+    rotation = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64))[0]
+    found = quality.frechet_distance(
+        features_with(torch.zeros(3).double(), rotation @ a.diag()), features_with(shift, rotation @ b.diag(), 300, 1)
+    )
+    assert found == pytest.approx((shift.square().sum() + (a - b).square().sum()).item(), rel=1e-9)
+
+
+def test_the_frechet_distance_of_other_covariances_is_that_with_scipys_matrix_root():
+    roots = torch.randn(2, 4, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    features = [features_with(torch.full((4,), float(i)).double(), root, 300, i) for i, root in enumerate(roots)]
+    a, b = (np.cov(part.numpy().T) for part in features)
+    expected = 4 + np.trace(a + b - 2 * scipy.linalg.sqrtm(a @ b).real)
+    assert quality.frechet_distance(*features) == pytest.approx(expected, rel=1e-8)
+    assert quality.frechet_distance(*reversed(features)) == pytest.approx(expected, rel=1e-8)
+
+
+def test_the_same_features_have_no_distance_even_where_some_are_dead():
+    features = features_with(torch.zeros(5).double(), torch.diag(torch.tensor([1.0, 2.0, 3.0, 0.0, 0.0]).double()))
+    assert quality.frechet_distance(features, features) == pytest.approx(0, abs=1e-9)
+    assert quality.frechet_distance(features, features + 1) == pytest.approx(5)
+
+
+def test_draws_are_black_and_white_with_the_models_probabilities():
+    probabilities = torch.rand(1, 784, generator=torch.Generator().manual_seed(0)).expand(3, 784)
+    generator = torch.Generator().manual_seed(1)
+    draws = quality.drawn(Drawing(probabilities), 2000, EvaluateParams(chunk_size=300), generator, binary=True)
+    assert draws.shape == (2000, 784)
+    assert set(draws.unique().tolist()) == {0.0, 1.0}
+    assert (draws.mean(0) - probabilities[0]).abs().max() < 5 * 0.5 / math.sqrt(2000)
+    grey = quality.drawn(Drawing(probabilities), 7, EvaluateParams(chunk_size=3), generator, binary=False)
+    torch.testing.assert_close(grey, probabilities[:1].expand(7, 784))
+
+
+def reading(scale):
+    """A classifier of images that hold their digit in the first ten pixels, one-hot."""
+    features, logits = nn.Linear(784, 10, bias=False), nn.Linear(10, 10, bias=False)
+    features.weight.data, logits.weight.data = torch.eye(10, 784), scale * torch.eye(10)
+    return nn.Sequential(features, logits)
+
+
+def one_hot(labels):
+    images = torch.zeros(len(labels), 784)
+    images[torch.arange(len(labels)), labels] = 1
+    return images
+
+
+def test_confidence_and_diversity_are_those_of_the_drawn_digits(monkeypatch):
+    monkeypatch.setattr(quality, "train_classifier", lambda *_: reading(5.0))
+    labels = torch.arange(100) % 10
+    part = Split((255 * one_hot(labels)).to(torch.uint8), labels)
+    train = Split(part.images.repeat(3, 1), part.labels.repeat(3))
+
+    def figures(digits):
+        return quality.sample_quality(Drawing(one_hot(torch.tensor(digits))), train, part, EvaluateParams())
+
+    likeliest = math.exp(5) / (math.exp(5) + 9)
+    other = (1 - likeliest) / 9
+    all_digits, two, one = figures(list(range(10))), figures([3, 8]), figures([4])
+    for found in (all_digits, two, one):
+        assert list(found) == KEYS
+        assert found["sample_confidence"] == pytest.approx(likeliest)
+        assert (found["classifier_accuracy"], found["classifier_images"]) == (1, 200)
+    assert all_digits["sample_label_entropy"] == pytest.approx(math.log(10))
+    marginal = [(likeliest + other) / 2] * 2 + [other] * 8
+    assert two["sample_label_entropy"] == pytest.approx(-sum(p * math.log(p) for p in marginal))
+    assert one["sample_label_entropy"] < two["sample_label_entropy"]
+    assert all_digits["sample_frechet_distance"] == pytest.approx(0, abs=1e-6)
+    assert one["sample_frechet_distance"] > two["sample_frechet_distance"] > 0.1
+
+
+@pytest.fixture
+def digits(bundled, monkeypatch):
+    """Bundled training and test images, and a training of the classifier that is short."""
+    monkeypatch.setattr(quality, "STEPS", 200)
+    parts = (load(bundled[0], part) for part in ("train", "test"))
+    return [Split(binarize_once(part.images, "dynamic"), part.labels) for part in parts]
+
+
+def test_real_digits_are_as_near_as_the_floor_and_noise_is_far(digits):
+    train, test = digits
+    found = {
+        name: quality.sample_quality(Drawing(images), train, test, EvaluateParams())
+        for name, images in {"real": to_float(test.images.roll(1, 0)), "noise": torch.full((1, 784), 0.13)}.items()
+    }
+    assert found["real"]["classifier_images"] == 3000
+    assert 0.8 < found["real"]["classifier_accuracy"] < 1
+    assert found["real"]["sample_frechet_distance"] < 1e-4 < found["real"]["train_frechet_distance"]
+    assert found["noise"]["sample_frechet_distance"] > 5 * found["noise"]["train_frechet_distance"]
+    assert found["noise"]["train_frechet_distance"] == found["real"]["train_frechet_distance"]
+    assert found["noise"]["sample_label_entropy"] < found["real"]["sample_label_entropy"] <= math.log(10)
+
+
+@pytest.mark.parametrize("latents", [1, 2])
+def test_a_model_is_measured_the_same_each_time_and_the_global_random_state_stays(digits, latents, monkeypatch):
+    monkeypatch.setattr(quality, "STEPS", 5)
+    model = VAE.from_params(ModelParams(hidden_dims=(16,), latent_dim=latents), 0)
+    state = torch.get_rng_state()
+    first, again, other = (quality.sample_quality(model, *digits, EvaluateParams(), seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert first == again != other
+    assert all(math.isfinite(value) for value in first.values())

@@ -1,0 +1,194 @@
+"""The five studies in quick mode: their tables, pictures, files, and what they claim; then the command line."""
+
+import io
+from copy import copy
+
+import matplotlib.image
+import numpy as np
+import pandas as pd
+import pytest
+
+from vae.data.datasets import Split, load
+from vae.errors import ConfigError
+from vae.examples.studies import EXAMPLES, PROTOCOL, QUICK, VAEExamples, main
+from vae.examples.techniques import BASELINE, compared, techniques
+
+FIGURES = ["neg_elbo", "reconstruction", "kl", "nll", "active_units", "mmd", "epochs", "seconds"]
+PICTURES = {
+    "1": {"history", "reconstructions", "samples", "latent_space", "kl_per_dimension"},
+    "2": {"rate_distortion", "reconstructions", "samples"},
+    "3": {"linear", "spherical", "arithmetic_8-3+1", "arithmetic_9-4+6"},
+    "4": {"active_units", "reconstructions", "samples", "manifold", "latent_space_2"},
+    "5": {"differences", "validation_curves"},
+}
+
+
+@pytest.fixture(scope="module")
+def digits(bundled):
+    return load(bundled[0], "train"), load(bundled[0], "test")
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory):
+    return tmp_path_factory.mktemp("results")
+
+
+@pytest.fixture(scope="module")
+def studies(digits, output):
+    """Each study, run when it is first asked for."""
+    examples, done = VAEExamples("cpu", quick=True, output=output, data=digits), {}
+    shorter = copy(examples)  # for the 34 trainings of which no more is asked than that they differ
+    shorter.train = Split(examples.train.images[:500], examples.train.labels[:500])
+
+    def study(number):
+        if number not in done:
+            done[number] = EXAMPLES[number](shorter if number == "5" else examples)
+        return done[number]
+
+    return study
+
+
+def changes():
+    return [change for group in techniques(QUICK).values() for change in group]
+
+
+# What every study returns and saves
+
+
+@pytest.mark.parametrize("number", list(EXAMPLES))
+def test_a_study_returns_and_saves_its_table_and_pictures(number, studies, output):
+    example = studies(number)
+    numbers = example.table.select_dtypes("number")
+    assert np.isfinite(numbers.to_numpy()).all()
+    assert list(example.table.columns[-len(PROTOCOL) :]) == PROTOCOL
+    assert set(example.figures) == PICTURES[number]
+    (folder,) = output.glob(f"{number}_*")
+    assert {path.name for path in folder.iterdir()} == {"table.csv", *(f"{name}.png" for name in PICTURES[number])}
+    saved = pd.read_csv(folder / "table.csv")
+    assert list(saved.columns) == list(example.table.columns)
+    assert np.allclose(saved[numbers.columns], numbers, rtol=1e-4)
+    for path in folder.glob("*.png"):
+        image = matplotlib.image.imread(io.BytesIO(path.read_bytes()))
+        assert min(image.shape[:2]) > 100, path
+        assert image[..., :3].std() > 0.05, f"{path} is empty"
+
+
+@pytest.mark.parametrize("number", ["1", "2", "4", "5"])
+def test_the_elbo_is_that_of_beta_one_and_the_nll_is_below_it(number, studies):
+    table = studies(number).table
+    assert set(FIGURES) <= set(table.columns)
+    np.testing.assert_allclose(table["neg_elbo"], table["reconstruction"] + table["kl"], rtol=1e-5)
+    assert (table["nll"] < table["neg_elbo"] + 1).all()  # on other images, hence only about
+    assert (table["mmd"] >= 0).all() and (table["seconds"] > 0).all()
+
+
+def test_no_test_image_is_trained_on_or_chooses_the_epoch(digits, tmp_path):
+    examples = VAEExamples("cpu", quick=True, output=tmp_path, data=digits)
+    train, validation, test = (
+        {bytes(image.numpy()) for image in part.images} for part in (examples.train, examples.validation, examples.test)
+    )
+    assert len(examples.train) == QUICK.train_images and len(examples.validation) == QUICK.validation_images
+    assert len(examples.test) == 1000
+    assert not train & validation and not train & test and not validation & test
+
+
+# What they claim
+
+
+def test_a_longer_training_is_not_worse(studies):
+    (row,) = studies("1").table.to_dict("records")
+    assert row["epochs"] == 2 * QUICK.epochs
+    assert row["neg_elbo"] < 200
+    assert row["data"] == "given"
+
+
+def test_the_rate_falls_and_the_distortion_and_the_blur_rise_with_beta(studies):
+    table = studies("2").table
+    assert tuple(table["beta"]) == QUICK.betas
+    assert table["kl"].is_monotonic_decreasing
+    assert table["reconstruction"].is_monotonic_increasing
+    assert table["pixel_entropy"].is_monotonic_increasing
+
+
+def test_the_great_circle_keeps_its_distance_from_the_origin_where_the_line_does_not(studies):
+    table = studies("3").table
+    assert list(table["from"]) == [0, 0, 2, 2, 4, 4, 6, 6, 8, 8]
+    assert list(table["path"]) == ["linear", "spherical"] * 5
+    line, circle = (table[table["path"] == path].reset_index() for path in ("linear", "spherical"))
+    np.testing.assert_allclose(line["ends_z"], circle["ends_z"], rtol=1e-4)
+    assert (line["shortest_z"] <= circle["shortest_z"] + 1e-5).all()
+    assert (table["largest_step"] >= 1).all()
+
+
+def test_no_more_units_are_active_than_there_are(studies):
+    table = studies("4").table
+    assert tuple(table["latent_dim"]) == QUICK.latent_dims
+    assert (table["active_units"] <= table["latent_dim"]).all()
+    assert (table["active_units"] > 0).all()
+
+
+def test_each_technique_has_a_row_and_the_baselines_difference_is_0(studies):
+    table = studies("5").table
+    assert list(table["change"]) == changes()
+    baseline = table.iloc[0]
+    assert (baseline["change"], baseline["verdict"]) == (BASELINE, BASELINE)
+    assert (baseline["difference"], baseline["spread"]) == (0, 0)
+    np.testing.assert_allclose(table["difference"], table["neg_elbo"] - baseline["neg_elbo"], atol=1e-4)
+    assert set(table["verdict"]) <= {BASELINE, "better", "worse", "within noise"}
+    for name in changes()[1:]:  # a change that changed nothing would have the same figures to the last digit
+        assert table.loc[table["change"] == name, "difference"].item() != 0, name
+
+
+def test_a_difference_counts_beyond_three_standard_errors_of_the_median_spread_and_beyond_its_own():
+    values = {
+        BASELINE: (100.0, 101.0),
+        "better": (95.0, 96.0),
+        "lucky": (99.5, 101.5),
+        "worse": (104.0, 107.0),
+        "fails for a seed": (100.0, 121.0),
+        "slightly": (101.0, 102.5),
+    }
+    runs = pd.DataFrame(
+        {"group": name, "change": name, "seed": seed, "neg_elbo": value}
+        for name, pair in values.items()
+        for seed, value in enumerate(pair)
+    )
+    table, each = compared(runs)
+    assert list(table["difference"]) == [0, -5, 0, 5, 10, 1.25]
+    assert list(table["spread"]) == pytest.approx([0, 0, 0.5**0.5, 2**0.5, 200**0.5, 0.125**0.5])
+    assert table["noise"].unique() == pytest.approx([3 * 0.5**0.5 / 2**0.5])
+    assert list(table["verdict"]) == [BASELINE, "better", "within noise", "worse", "within noise", "within noise"]
+    assert list(each["difference"]) == [0, 0, -5, -5, -0.5, 0.5, 4, 6, 0, 20, 1, 1.5]
+
+
+# The command line
+
+
+def test_the_command_line_runs_a_study_on_the_bundled_digits_and_prints_its_table(tmp_path, capsys):
+    main(["1", "--quick", "--device", "cpu", "--output", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert "example_1_basic_training on MNIST-bundled-5000" in printed
+    assert "data: MNIST-bundled-5000, train_images: 2000, test_images: 1000, nll_images: 100" in printed
+    assert "neg_elbo" in printed
+    assert (tmp_path / "1_basic_training" / "table.csv").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["6"], "error: there is no example 6: allowed are 1, 2, 3, 4, 5"),
+        (["2", "two"], "error: there is no example two: allowed are 1, 2, 3, 4, 5"),
+        (["1", "--quick", "--device", "gpu"], "error: device is 'gpu', allowed is "),
+    ],
+)
+def test_a_mistake_ends_in_one_line(arguments, message, tmp_path):
+    with pytest.raises(SystemExit) as caught:
+        main([*arguments, "--output", str(tmp_path)])
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_wrong_device_is_refused(digits, tmp_path):
+    with pytest.raises(ConfigError, match="device is 'gpu'"):
+        VAEExamples("gpu", quick=True, output=tmp_path, data=digits).example_1_basic_training()

@@ -1,0 +1,103 @@
+"""What tests share: an environment without the user's settings, and copies of this project."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from vae.files import sha256
+
+# A shell that starts the suite in the background has Ctrl-C ignored, in the suite and in all that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+for _name in [name for name in os.environ if name == "MNIST_DIR" or name.startswith(("MLFLOW_", "DVC_", "GIT_"))]:
+    del os.environ[_name]
+os.environ |= {
+    "OMP_NUM_THREADS": "1",  # before torch is imported; also, the same weights here and in a stage of its own
+    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # `python` in dvc.yaml is this one
+    "NO_PROXY": "127.0.0.1",
+    "DVC_NO_ANALYTICS": "1",
+    "GIT_CONFIG_GLOBAL": os.devnull,
+    "GIT_CONFIG_NOSYSTEM": "1",
+    **{
+        f"GIT_{role}_{key}": value
+        for role in ("AUTHOR", "COMMITTER")
+        for key, value in [("NAME", "A"), ("EMAIL", "a@b")]
+    },
+}
+
+ENVIRONMENT = dict(os.environ)  # for child processes: MLflow, in this process, adds its store to os.environ
+ROOT = Path(__file__).parents[1]
+PARTS = ["pipeline", "src", ".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore", "dvc.yaml", "params.yaml"]
+TINY = {
+    "data.source": "bundled",
+    "data.validation_size": 500,
+    "model.hidden_dims": [32],
+    "model.latent_dim": 2,
+    "model.prior_components": 20,
+    "train.epochs": 2,
+    "train.device": "cpu",
+    "train.precision": "fp32",
+    "train.compile": False,
+    "evaluate.importance_samples": 8,
+    "render.dpi": 40,
+}
+
+
+class Project:
+    """A copy of this project in a folder of its own."""
+
+    def __init__(self, root):
+        self.root = root
+
+    def __truediv__(self, path):
+        return self.root / path
+
+    @property
+    def store(self):
+        return f"sqlite:///{self.root / 'mlruns' / 'mlflow.db'}"
+
+    def set(self, params):
+        yaml = YAML()
+        tree = yaml.load(self.root / "params.yaml")
+        for name, value in params.items():
+            *sections, key = name.split(".")
+            section = tree
+            for part in sections:
+                section = section[part]
+            section[key] = value
+        yaml.dump(tree, self.root / "params.yaml")
+
+    def run(self, *command):
+        """What `command` printed. A failure of it is one of the test."""
+        done = subprocess.run(command, cwd=self.root, env=ENVIRONMENT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def start(self, *command, until, **environment):
+        """A process in a group of its own, as a terminal starts it, that has printed a line which begins so."""
+        pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+        process = subprocess.Popen(
+            command, cwd=self.root, env={**ENVIRONMENT, **environment}, text=True, start_new_session=True, **pipes
+        )
+        for line in process.stdout:
+            if line.startswith(until):
+                return process
+        pytest.fail(process.stderr.read())
+
+    def dvc(self, *arguments):
+        return self.run(sys.executable, "-m", "dvc", *arguments)
+
+    def outputs(self):
+        """The checksums of everything that the stages write."""
+        folders = [self.root / name for name in ("data", "models", "metrics", "figures")]
+        return {path: sha256(path) for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()}
+
+    def copy(self, root):
+        shutil.copytree(self.root, root)
+        return Project(root)

@@ -1,0 +1,362 @@
+"""Each term of the objective against torch.distributions, Monte Carlo, or a model whose likelihood is known."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.distributions import Bernoulli, Independent, MultivariateNormal, Normal, kl_divergence
+
+from vae.models.distributions import gaussian_kl, importance_weighted_bound, normal_log_density
+from vae.models.likelihoods import bernoulli_nll
+from vae.training.objectives import beta_at, doubly_reparameterized_bound, mmd, weighted_kl
+
+
+def draws(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_bernoulli_nll_is_that_of_torch_distributions():
+    logits = 8 * draws(5, 784)
+    x = (draws(5, 784, seed=1) > 0).float()
+    expected = -Independent(Bernoulli(logits=logits), 1).log_prob(x)
+    torch.testing.assert_close(bernoulli_nll(logits, x), expected)
+
+
+def test_bernoulli_nll_and_its_gradient_stay_finite_and_exact_at_extreme_logits():
+    logits = torch.tensor([[-500.0, 500.0, -500.0, 500.0, 0.0]], requires_grad=True)
+    x = torch.tensor([[0.0, 1.0, 1.0, 0.0, 1.0]])
+    nll = bernoulli_nll(logits, x)
+    assert nll.item() == pytest.approx(1000 + math.log(2))
+    nll.sum().backward()
+    torch.testing.assert_close(logits.grad, torch.tensor([[0.0, 0.0, -1.0, 1.0, -0.5]]))
+
+
+@pytest.mark.parametrize("pixels", [784, 49, 6])
+def test_bernoulli_nll_is_exact_to_a_ten_thousandth_of_a_nat_where_large_terms_cancel(pixels):
+    logits = 15 * draws(50, pixels)  # as of a trained decoder: nearly all pixels are sure, and right
+    right = (draws(50, pixels, seed=1) < logits).float()
+    expected = F.binary_cross_entropy_with_logits(logits.double(), right.double(), reduction="none").sum(-1)
+    torch.testing.assert_close(bernoulli_nll(logits, right).double(), expected, atol=1e-4, rtol=0)
+
+
+def test_bernoulli_nll_has_the_gradient_that_finite_differences_give():
+    logits = (3 * draws(2, 3, 6).double()).requires_grad_()
+    grey = torch.rand(2, 1, 6, generator=torch.Generator().manual_seed(2)).double()
+    assert torch.autograd.gradcheck(lambda value: bernoulli_nll(value, grey), logits)
+
+
+def test_gaussian_kl_is_that_of_torch_distributions_and_of_monte_carlo():
+    mu, logvar = draws(4, 3), 0.5 * draws(4, 3, seed=1)
+    posterior, prior = Normal(mu, torch.exp(0.5 * logvar)), Normal(torch.zeros(()), torch.ones(()))
+    kl = gaussian_kl(mu, logvar)
+    torch.testing.assert_close(kl, kl_divergence(posterior, prior))
+    z = mu + torch.exp(0.5 * logvar) * draws(200_000, 4, 3, seed=2)
+    log_ratio = posterior.log_prob(z) - prior.log_prob(z)
+    standard_error = log_ratio.std(0) / math.sqrt(len(z))
+    assert ((log_ratio.mean(0) - kl).abs() < 5 * standard_error).all()
+
+
+def test_gaussian_kl_is_zero_only_at_the_prior():
+    assert gaussian_kl(torch.zeros(1, 2), torch.zeros(1, 2)).tolist() == [[0.0, 0.0]]
+    assert (gaussian_kl(draws(100, 2), draws(100, 2, seed=1)) > 0).all()
+
+
+def test_normal_log_density_is_that_of_torch_distributions():
+    z, mu, logvar = draws(6, 4), draws(6, 4, seed=1), draws(6, 4, seed=2)
+    expected = Independent(Normal(mu, torch.exp(0.5 * logvar)), 1).log_prob(z)
+    torch.testing.assert_close(normal_log_density(z, mu, logvar), expected)
+
+
+def test_weighted_kl_sums_over_latents_and_averages_over_images():
+    kl = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    assert weighted_kl(kl, 1.0).item() == 5.0
+    assert weighted_kl(kl, 4.0).item() == 20.0
+
+
+def test_free_bits_keep_a_floor_per_dimension_and_stop_the_gradient_below_it():
+    kl = torch.tensor([[0.1, 2.0], [0.3, 4.0]], requires_grad=True)
+    loss = weighted_kl(kl, 1.0, free_bits=0.5)
+    assert loss.item() == pytest.approx(0.5 + 3.0)
+    loss.backward()
+    torch.testing.assert_close(kl.grad, torch.tensor([[0.0, 0.5], [0.0, 0.5]]))
+
+
+def test_free_bits_are_those_of_the_papers_formula_dimension_by_dimension():
+    """Kingma et al. 2016, eq. 15: Σ_j max(λ, mean over the batch of KL_j), of averages and not of single images."""
+    kl = draws(6, 5).square()
+    by_hand = sum(max(0.8, sum(image[j].item() for image in kl) / 6) for j in range(5))
+    assert weighted_kl(kl, 1.5, free_bits=0.8).item() == pytest.approx(1.5 * by_hand, rel=1e-5)
+    of_single_images = kl.clamp(min=0.8).sum(1).mean().item()
+    assert abs(by_hand - of_single_images) > 0.1, "the draws must tell the two apart"
+
+
+def gaussian_mmd(mean, variance, bandwidth, n, m):
+    """What `mmd` of n draws of N(mean, variance·I) and m of N(0, I) is on average, in closed form.
+
+    E exp(−‖a − b‖² / c) with a − b ~ N(d, s·I) is (1 + 2s/c)^(−L/2) · exp(−‖d‖² / (c + 2s)).
+    """
+
+    def kernel(d, s):
+        return (1 + 2 * s / bandwidth) ** (-len(d) / 2) * math.exp(-(d @ d).item() / (bandwidth + 2 * s))
+
+    zero = torch.zeros_like(mean)
+    within, prior, across = kernel(zero, 2 * variance), kernel(zero, 2.0), kernel(mean, 1 + variance)
+    bias = (1 - within) / n + (1 - prior) / m  # a draw and itself: 1 instead of the mean
+    return within + prior - 2 * across + bias
+
+
+@pytest.mark.parametrize(("shift", "variance"), [(0.0, 1.0), (1.0, 1.0), (0.5, 0.25), (0.0, 4.0)])
+def test_mmd_of_gaussians_is_on_average_what_the_closed_form_says(shift, variance):
+    n, m, latents = 60, 90, 3
+    mean = torch.full((latents,), shift)
+    values = torch.stack(
+        [
+            mmd(mean + variance**0.5 * draws(n, latents, seed=2 * i), draws(m, latents, seed=2 * i + 1))
+            for i in range(500)
+        ]
+    )
+    expected = gaussian_mmd(mean, variance, latents**2, n, m)
+    assert values.mean().item() == pytest.approx(expected, abs=4 * values.std().item() / math.sqrt(500))
+    assert (values > -1e-6).all()
+
+
+def test_mmd_is_that_of_the_kernel_pair_by_pair():
+    z, prior = draws(4, 2), draws(5, 2, seed=1)
+
+    def mean_kernel(a, b):
+        return sum(math.exp(-(x - y).square().sum().item() / 4) for x in a for y in b) / (len(a) * len(b))
+
+    expected = mean_kernel(z, z) + mean_kernel(prior, prior) - 2 * mean_kernel(z, prior)
+    assert mmd(z, prior).item() == pytest.approx(expected, abs=1e-6)
+    assert mmd(z, z.flip(0)).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_mmd_has_a_finite_gradient_even_of_one_image_and_of_images_far_off():
+    for z in (draws(1, 2), draws(8, 2) * 1e3, torch.zeros(3, 2)):
+        z.requires_grad_()
+        mmd(z, draws(8, 2, seed=1)).backward()
+        assert z.grad.isfinite().all()
+
+
+def test_warm_up_rises_linearly_to_beta_and_stays():
+    assert [beta_at(epoch, 2.0, 4) for epoch in range(1, 7)] == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]
+    assert beta_at(1, 3.0, 0) == 3.0
+
+
+def test_cycles_begin_the_warm_up_anew_and_the_last_may_be_cut_short():
+    """Fu et al. 2019, eq. 6: in a cycle, β rises linearly over its first share R and stays; an epoch has its end's."""
+    cycles = [beta_at(epoch, 2.0, 2, cycle_epochs=4) for epoch in range(1, 11)]
+    assert cycles == [1.0, 2.0, 2.0, 2.0] * 2 + [1.0, 2.0]
+    cycle, warmup = 5, 4
+
+    def papers(epoch):  # τ = mod(t − 1, ⌈T/M⌉) / (T/M), of steps t so fine that an epoch has a thousand
+        tau = ((1000 * epoch - 1) % (1000 * cycle)) / (1000 * cycle)
+        ratio = warmup / cycle
+        return tau / ratio if tau <= ratio else 1.0
+
+    for epoch in range(1, 13):
+        assert beta_at(epoch, 1.0, warmup, cycle) == pytest.approx(papers(epoch), abs=1e-3)
+
+
+def test_without_a_warm_up_cycles_do_nothing_and_one_cycle_is_the_warm_up():
+    assert [beta_at(epoch, 3.0, 0, cycle_epochs=2) for epoch in range(1, 6)] == [3.0] * 5
+    assert [beta_at(epoch, 2.0, 4, 6) for epoch in range(1, 7)] == [beta_at(epoch, 2.0, 4) for epoch in range(1, 7)]
+
+
+class LinearGaussian:
+    """z ~ N(0, I), x|z ~ N(Wz, s²I): p(x) = N(0, WWᵀ + s²I) is known, and so is the exact posterior."""
+
+    def __init__(self, pixels=5, latents=2, s=0.7):
+        self.W, self.s = draws(pixels, latents), s
+        precision = torch.eye(latents) + self.W.T @ self.W / s**2
+        self.posterior_covariance = torch.linalg.inv(precision)
+        self.x = draws(50, latents, seed=3) @ self.W.T + s * draws(50, pixels, seed=4)
+        covariance = self.W @ self.W.T + s**2 * torch.eye(pixels)
+        self.log_p = MultivariateNormal(torch.zeros(pixels), covariance).log_prob(self.x)
+
+    def log_weights(self, samples, seed):
+        """Of samples of a mean-field posterior that is only roughly right."""
+        mu = self.x @ self.W @ self.posterior_covariance / self.s**2 + 0.1
+        logvar = (1.3 * self.posterior_covariance.diagonal()).log().expand_as(mu)
+        z = mu[:, None] + torch.exp(0.5 * logvar)[:, None] * draws(len(mu), samples, mu.shape[1], seed=seed)
+        log_likelihood = Independent(Normal(z @ self.W.T, self.s), 1).log_prob(self.x[:, None])
+        log_prior = normal_log_density(z, torch.zeros(()), torch.zeros(()))
+        return log_likelihood + log_prior - normal_log_density(z, mu[:, None], logvar[:, None])
+
+
+def test_the_bound_rises_from_the_elbo_to_the_exact_log_likelihood():
+    model = LinearGaussian()
+    log_weights = model.log_weights(2**16, seed=5)
+    bounds = [importance_weighted_bound(log_weights.view(50, -1, k)).mean().item() for k in (1, 2, 8, 64, 1024)]
+    elbo, exact = log_weights.mean().item(), model.log_p.mean().item()
+    assert bounds[0] == pytest.approx(elbo, abs=1e-4)
+    assert bounds == sorted(bounds)
+    assert elbo < exact - 0.05, "the posterior must be wrong enough for the test to see a gap"
+    assert bounds[-1] < exact + 1e-3
+    assert bounds[-1] == pytest.approx(exact, abs=5e-3)
+    each = importance_weighted_bound(log_weights)
+    torch.testing.assert_close(each, model.log_p, atol=0.02, rtol=0)
+
+
+def test_with_the_exact_posterior_one_sample_is_enough():
+    model = LinearGaussian()
+    mu = model.x @ model.W @ model.posterior_covariance / model.s**2
+    posterior = MultivariateNormal(mu, model.posterior_covariance)
+    z = posterior.loc + draws(50, 2, seed=6) @ torch.linalg.cholesky(model.posterior_covariance).T
+    log_likelihood = Independent(Normal(z @ model.W.T, model.s), 1).log_prob(model.x)
+    log_prior = normal_log_density(z, torch.zeros(()), torch.zeros(()))
+    bound = importance_weighted_bound((log_likelihood + log_prior - posterior.log_prob(z))[:, None])
+    torch.testing.assert_close(bound, model.log_p)
+
+
+class BernoulliPixels:
+    """p(x|z) of a small network over few pixels, a standard normal prior, and a posterior that is only roughly right.
+
+    With one or two latents, −log p(x) is an integral over a grid.
+    """
+
+    def __init__(self, latents, pixels=6, seed=0):
+        self.latents = latents
+        self.weight, self.bias = 1.5 * draws(latents, pixels, seed=seed), draws(pixels, seed=seed + 1)
+        self.x = (draws(7, pixels, seed=seed + 2) > 0).float()
+        self.mu, self.logvar = 0.3 * draws(7, latents, seed=seed + 3), torch.full((7, latents), -0.3)
+
+    def log_likelihood(self, z):
+        """[..., 7 or 1, L] -> [..., 7]."""
+        return -bernoulli_nll(torch.tanh(z) @ self.weight + self.bias, self.x)
+
+    def log_p(self, reach=7.0, points=301):
+        line = torch.linspace(-reach, reach, points, dtype=torch.float64)
+        z = torch.cartesian_prod(*[line] * self.latents).view(-1, 1, self.latents)
+        logits = torch.tanh(z) @ self.weight.double() + self.bias.double()
+        log_likelihood = Independent(Bernoulli(logits=logits), 1).log_prob(self.x.double())
+        cell = self.latents * math.log(2 * reach / (points - 1))
+        return torch.logsumexp(log_likelihood + Normal(0.0, 1.0).log_prob(z).sum(-1) + cell, 0)
+
+    def log_weights(self, samples, seed):
+        """[7, samples]."""
+        z = self.mu + torch.exp(0.5 * self.logvar) * draws(samples, 7, self.latents, seed=seed)
+        zero = torch.zeros(())
+        ratio = normal_log_density(z, self.mu, self.logvar) - normal_log_density(z, zero, zero)
+        return (self.log_likelihood(z) - ratio).T
+
+
+@pytest.mark.parametrize("latents", [1, 2])
+def test_the_bound_of_bernoulli_pixels_rises_to_the_integral_over_the_latents(latents):
+    model = BernoulliPixels(latents)
+    log_weights, exact = model.log_weights(2**17, seed=9), model.log_p()
+    previous = -math.inf
+    for k in (1, 2, 5, 50, 500):
+        estimates = importance_weighted_bound(log_weights[:, : 2**17 // k * k].reshape(7, -1, k)).double()
+        bound, error = estimates.mean(1), estimates.std(1) / math.sqrt(estimates.shape[1])
+        assert (bound < exact + 4 * error).all(), k
+        assert bound.mean() > previous, k
+        previous = bound.mean()
+        # The gap is Var(w)/(2K·p²) to first order (Domke & Sheldon 2018), which holds where K is large.
+        gap = ((log_weights.double() - exact[:, None]).exp().var(1) / (2 * k)).clamp(max=10)
+        if k >= 50:
+            torch.testing.assert_close(exact - bound, gap, atol=4 * error.max().item(), rtol=0.1)
+    relative = (log_weights.double() - exact[:, None]).exp()
+    error = relative.std(1) / math.sqrt(2**17)
+    assert ((importance_weighted_bound(log_weights.double()) - exact).abs() < 5 * error).all()
+
+
+class TuckersToy:
+    """z ~ N(θ, I), x ~ N(z, I), and q(z|x) = N(Ax + b, 2/3·I), near the posterior N((x + θ)/2, I/2) (section 6.1).
+
+    Many gradients at once: each of N repetitions has parameters of its own, with equal values.
+    """
+
+    def __init__(self, repetitions, dimensions=3):
+        self.x = draws(dimensions, seed=40)
+        theta = 0.5 * draws(dimensions, seed=41)
+        matrix = 0.5 * torch.eye(dimensions) + 0.1 * draws(dimensions, dimensions, seed=42)
+        bias = theta / 2 + 0.1 * draws(dimensions, seed=43)
+        leaves = (value.double().expand(repetitions, *value.shape).clone() for value in (theta, matrix, bias))
+        self.theta, self.matrix, self.bias = (leaf.requires_grad_() for leaf in leaves)
+        self.logvar = torch.tensor(math.log(2 / 3)).double()
+
+    def sample(self, samples, seed):
+        """mu [N, 1, D] and z [N, K, D]."""
+        mu = (self.matrix @ self.x.double() + self.bias).unsqueeze(1)
+        return mu, mu + (2 / 3) ** 0.5 * draws(len(mu), samples, mu.shape[-1], seed=seed).double()
+
+    def log_weights(self, z, mu, beta):
+        """[N, K]; `beta` to the power of which p(z)/q(z|x) is taken."""
+        log_prior = Independent(Normal(self.theta[:, None], 1.0), 1).log_prob(z)
+        log_likelihood = Independent(Normal(z, 1.0), 1).log_prob(self.x.double())
+        return log_likelihood + beta * (log_prior - normal_log_density(z, mu, self.logvar))
+
+    def gradients(self, samples, doubly, beta, seed):
+        """The bound [N], and its gradients by the encoder's parameters and by the prior's, [N, P] each."""
+        mu, z = self.sample(samples, seed)
+        if doubly:
+            bound = doubly_reparameterized_bound(self.log_weights(z, mu.detach(), beta), z, beta)
+        else:
+            bound = importance_weighted_bound(self.log_weights(z, mu, beta))
+        matrix, bias, theta = torch.autograd.grad(bound.sum(), [self.matrix, self.bias, self.theta])
+        return bound.detach(), torch.cat([matrix.flatten(1), bias], 1), theta
+
+
+def standard_error(samples):
+    return samples.std(0) / math.sqrt(len(samples))
+
+
+@pytest.mark.parametrize(("samples", "beta"), [(1, 1.0), (2, 1.0), (8, 1.0), (64, 1.0), (1, 0.3), (8, 0.3), (8, 0.0)])
+def test_the_doubly_reparameterized_gradient_is_on_average_the_plain_one(samples, beta):
+    toy = TuckersToy(repetitions=20_000 if samples < 64 else 5_000)
+    bound, encoder, prior = toy.gradients(samples, False, beta, seed=50)
+    # The same draws, so that the difference has hardly any variance of its own.
+    same_bound, doubly, same_prior = toy.gradients(samples, True, beta, seed=50)
+    torch.testing.assert_close(same_bound, bound)
+    torch.testing.assert_close(same_prior, prior)
+    assert ((doubly - encoder).mean(0).abs() <= 4.5 * standard_error(doubly - encoder) + 1e-12).all()
+    # Independent draws, which the first comparison could not tell from an error common to both.
+    _, other, other_prior = toy.gradients(samples, True, beta, seed=51)
+    allowed = 4.5 * (standard_error(other).square() + standard_error(encoder).square()).sqrt()
+    assert ((other - encoder).mean(0).abs() < allowed).all()
+    allowed = 4.5 * (standard_error(other_prior).square() + standard_error(prior).square()).sqrt()
+    assert ((other_prior - prior).mean(0).abs() <= allowed).all()
+
+
+def test_the_doubly_reparameterized_gradient_is_the_papers_formula_sample_by_sample():
+    """Σ_k w̃_k² · ∂log w_k/∂z_k · ∂z_k/∂φ (Tucker et al. 2019, eq. 8), by finite differences in z."""
+    toy = TuckersToy(repetitions=3)
+    mu, z = (part.detach() for part in toy.sample(4, seed=52))
+    log_weights = toy.log_weights(z, mu, 1.0).detach()
+    weights = log_weights.exp() / log_weights.exp().sum(1, keepdim=True)
+    expected = torch.zeros(3, 3).double()
+    for j in range(3):
+        step = torch.zeros(3).double()
+        step[j] = 1e-5
+        slope = (toy.log_weights(z + step, mu, 1.0) - toy.log_weights(z - step, mu, 1.0)).detach() / 2e-5
+        expected[:, j] = (weights.square() * slope).sum(1)
+    _, encoder, _ = toy.gradients(4, True, 1.0, seed=52)
+    torch.testing.assert_close(encoder[:, -3:], expected, atol=1e-7, rtol=1e-5)  # of b, with ∂z/∂b = 1
+
+
+def test_the_more_samples_the_more_the_doubly_reparameterized_gradient_gains():
+    """Its signal-to-noise ratio rises with K where that of the plain one falls (Rainforth et al. 2018)."""
+    ratios = {False: [], True: []}
+    for samples in (4, 16, 64):
+        for doubly in ratios:
+            _, encoder, _ = TuckersToy(4_000).gradients(samples, doubly, 1.0, seed=60 + samples)
+            ratios[doubly].append((encoder.mean(0).norm() / encoder.var(0).sum().sqrt()).item())
+            if samples == 64:
+                ratios[doubly].append(encoder.var(0).sum().item())
+    *doubly, doubly_variance = ratios[True]
+    *plain, plain_variance = ratios[False]
+    assert doubly == sorted(doubly)
+    gains = [ours / theirs for ours, theirs in zip(doubly, plain, strict=True)]
+    assert gains == sorted(gains)
+    assert gains[0] > 1
+    assert doubly_variance < plain_variance / 10
+
+
+def test_the_doubly_reparameterized_bound_needs_no_gradient_of_its_samples():
+    log_weights = draws(3, 5).requires_grad_()
+    bound = doubly_reparameterized_bound(log_weights, draws(3, 5, 2))
+    torch.testing.assert_close(bound, importance_weighted_bound(log_weights))
+    bound.sum().backward()
+    torch.testing.assert_close(log_weights.grad, log_weights.detach().softmax(-1))
