@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vae.data import datasets as data
-from vae.data.binarization import binarize_once, sample_binary, to_float
+from vae.data.binarization import BINARIZATION_SEED, binarize_once, sample_binary, to_float
 from vae.data.datasets import FILES, Split, gunzip, gzipped, load, parse_idx, split_validation
 from vae.data.download import idx_bytes
 from vae.errors import ConfigError, DataError
@@ -243,7 +243,7 @@ def test_what_is_evaluated_on_is_fixed(shades, binarization):
 def test_dynamic_and_static_are_evaluated_on_the_same_draw(shades):
     drawn = binarize_once(shades, "dynamic")
     assert torch.equal(drawn, binarize_once(shades, "static"))
-    assert torch.equal(drawn, sample_binary(shades, torch.Generator().manual_seed(data.BINARIZATION_SEED)))
+    assert torch.equal(drawn, sample_binary(shades, torch.Generator().manual_seed(BINARIZATION_SEED)))
 
 
 def test_threshold_cuts_at_half_and_none_leaves_grey(shades):
