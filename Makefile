@@ -65,16 +65,17 @@ test: $(READY)  ## Run the test suite, on two cores
 	python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 torture: $(READY)  ## Kill a training 200 times at random moments, and compare with one that was left alone
-	KILLS=200 python -m pytest -s tests/test_resume.py -k killed_at_any_moment
+	KILLS=200 python -m pytest -s tests/pipeline/test_resume.py -k killed_at_any_moment
 
 audit: $(READY)  ## Look the pinned dependencies up in the database of known vulnerabilities (needs the internet)
 	python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[audit]'
 	pip-audit --strict --requirement requirements.lock --no-deps --disable-pip
 
-lint: $(READY)  ## Check style and types
+lint: $(READY)  ## Check style, types and which module imports which
 	ruff check .
 	ruff format --check .
 	mypy
+	lint-imports
 
 format: $(READY)  ## Put the code in shape
 	ruff check --fix .
@@ -95,4 +96,4 @@ load: $(READY)  ## Measure what happens under load: many loggers, a long study, 
 	python benchmarks/load.py
 
 clean:  ## Delete the environment and what tools cache; data, models and runs stay
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build src/*.egg-info
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build src/*.egg-info
