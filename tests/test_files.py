@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from vae.files import sha256, write_atomically, write_json
+from vae.files import fingerprint, sha256, write_atomically, write_json
 
 FULL_DISK = """
 import resource, sys
@@ -97,3 +97,18 @@ def test_what_is_not_json_is_refused_and_leaves_the_earlier_file_alone(tmp_path,
 def test_sha256_is_that_of_the_content(tmp_path):
     (tmp_path / "file").write_bytes(b"abc" * 100_000)
     assert sha256(tmp_path / "file") == hashlib.sha256(b"abc" * 100_000).hexdigest()
+
+
+def test_a_fingerprint_changes_with_values_and_with_the_files_content_and_names_but_not_with_their_place(tmp_path):
+    def of(folder, text, name="a.py", value=1):
+        (tmp_path / folder / "code").mkdir(parents=True)
+        (tmp_path / folder / "code" / name).write_text(text)
+        return fingerprint({"beta": value}, [tmp_path / folder / "code"])
+
+    first = of("1", "x = 1")
+    assert of("2", "x = 1") == first
+    (tmp_path / "1/code/__pycache__").mkdir()
+    (tmp_path / "1/code/__pycache__/a.pyc").write_text("compiled")
+    assert fingerprint({"beta": 1}, [tmp_path / "1/code"]) == first
+    others = [of("3", "x = 2"), of("4", "x = 1", name="b.py"), of("5", "x = 1", value=2), fingerprint({"beta": 1})]
+    assert len({first, *others}) == 5

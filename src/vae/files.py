@@ -4,8 +4,12 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+PACKAGE = Path(__file__).parent
+TRAINING_CODE = tuple(PACKAGE / name for name in ("data", "models", "training"))  # what a training's metrics depend on
 
 
 def project_root() -> Path:
@@ -57,3 +61,18 @@ def sha256(path: Path | str) -> str:
     """The file's SHA-256, in hexadecimal."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(values: Any, paths: Iterable[Path | str] = ()) -> str:
+    """Return 16 hexadecimal digits that identify `values` (anything that JSON can hold) and the content of `paths`.
+
+    A folder stands for all files below it, by their names relative to it, so that a copy elsewhere has the same
+    fingerprint. Bytecode caches are ignored.
+    """
+    facts = json.dumps([values, [_contents(Path(path)) for path in paths]], sort_keys=True)
+    return hashlib.sha256(facts.encode()).hexdigest()[:16]
+
+
+def _contents(path: Path) -> dict[str, str]:
+    files = [file for file in path.rglob("*") if file.is_file() and "__pycache__" not in file.parts]
+    return {file.relative_to(path).as_posix(): sha256(file) for file in (files if path.is_dir() else [path])}
