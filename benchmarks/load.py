@@ -6,7 +6,6 @@ one. Each figure stands beside the same one under little load: their ratio is wh
 benchmarks/load.csv when all has run at full size.
 """
 
-import argparse
 import math
 import multiprocessing
 import os
@@ -40,7 +39,8 @@ from vae.config import DataParams, Params, RenderParams, TrainParams
 from vae.device import resolve
 from vae.files import write_atomically
 from vae.plots.figures import save, training_history
-from vae.workflow.stages import errors_in_one_line, fetch_dataset
+from vae.workflow.command_line import ArgumentParser, errors_in_one_line
+from vae.workflow.stages import fetch_dataset
 
 PROJECT = Path(__file__).resolve().parents[1]
 OUTPUT = PROJECT / "benchmarks" / "load.csv"
@@ -371,7 +371,7 @@ PARTS: Mapping[str, Callable[[Sizes], list[Row]]] = {
 
 def parse(arguments: Sequence[str] | None) -> tuple[list[str], dict[str, int]]:
     """The parts to run, and their sizes."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} [default: all]")
     for name, size in SIZES.items():
         parser.add_argument(f"--{name}", type=int, default=size, metavar="N", help=f"[default: {size}]")
@@ -403,5 +403,5 @@ def table(rows: Sequence[Row]) -> str:
 
 
 if __name__ == "__main__":
-    with errors_in_one_line("the same command starts anew"):
+    with errors_in_one_line("the same command starts again"):
         main()

@@ -24,6 +24,7 @@ from vae.device import Hardware, resolve
 from vae.evaluation.likelihood import evaluate
 from vae.files import write_json
 from vae.models.vae import VAE
+from vae.workflow.command_line import errors_in_one_line
 
 PROJECT = Path(__file__).resolve().parents[1]
 OUTPUT = PROJECT / "benchmarks" / "nll.json"
@@ -207,7 +208,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:]:
-        print(memory_of(int(sys.argv[1])))
-    else:
-        main()
+    with errors_in_one_line("nothing was written"):
+        if sys.argv[1:]:
+            print(memory_of(int(sys.argv[1])))
+        else:
+            main()

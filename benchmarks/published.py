@@ -5,7 +5,6 @@ weights, history and result (delete its folder there to train anew). Writes benc
 with other epochs or samples than its own (`--epochs`, `--importance_samples`) has no place.
 """
 
-import argparse
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,8 @@ from vae.data.datasets import load
 from vae.errors import ConfigError
 from vae.evaluation.likelihood import evaluate
 from vae.files import sha256, write_atomically, write_json
-from vae.workflow.stages import RAW, errors_in_one_line, fetch_dataset
+from vae.workflow.command_line import ArgumentParser, errors_in_one_line
+from vae.workflow.stages import RAW, fetch_dataset
 from vae.workflow.tracked_training import tracked_training
 
 OUTPUT = Path("benchmarks/published.csv")
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def parse(arguments: Sequence[str] | None) -> tuple[list[Recipe], dict[str, Any]]:
     """The recipes to run, and the values that shorten them."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = ArgumentParser(__doc__)
     names = {recipe.name: recipe for recipe in RECIPES}
     parser.add_argument("recipes", nargs="*", metavar="RECIPE", help=f"{', '.join(names)} [default: all but the long]")
     parser.add_argument("--epochs", dest="train.epochs", type=int, help="train that long, not as the recipe says")
@@ -139,5 +139,5 @@ def table(rows: pd.DataFrame) -> str:
 
 
 if __name__ == "__main__":
-    with errors_in_one_line("the same command goes on from the last epoch"):
+    with errors_in_one_line("the same command resumes from the last epoch"):
         main()

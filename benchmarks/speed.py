@@ -30,6 +30,7 @@ from vae.files import write_json
 from vae.models.vae import VAE
 from vae.tracking import store as tracking
 from vae.training.loop import Record, fit
+from vae.workflow.command_line import errors_in_one_line
 from vae.workflow.stages import mnist_dir
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -245,4 +246,5 @@ def table(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    with errors_in_one_line("nothing was written"):
+        main()

@@ -24,7 +24,8 @@ from vae.files import write_atomically
 from vae.models.vae import VAE
 from vae.plots.figures import PALETTE, save
 from vae.training.loop import Record, fit
-from vae.workflow.stages import RAW, errors_in_one_line, fetch_dataset
+from vae.workflow.command_line import ArgumentParser, errors_in_one_line
+from vae.workflow.stages import RAW, fetch_dataset
 
 OUTPUT = Path("benchmarks/speedrun.csv")
 PICTURE = Path("docs/speedrun.png")
@@ -130,5 +131,6 @@ def curves(table: pd.DataFrame) -> Figure:
 
 
 if __name__ == "__main__":
-    with errors_in_one_line("the same command goes on with the next length"):
+    with errors_in_one_line("the same command continues with the next length"):
+        ArgumentParser(__doc__).parse_args()
         main()

@@ -24,6 +24,7 @@ from vae.search.study import JOURNAL, journal
 from vae.search.trial import Worker
 from vae.tracking import store as tracking
 from vae.training.loop import Fitted, OnEpoch, Record, fit
+from vae.workflow.command_line import errors_in_one_line
 from vae.workflow.stages import RAW, read_dataset
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -121,4 +122,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with errors_in_one_line("nothing was written"):
+        main()

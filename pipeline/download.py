@@ -1,7 +1,8 @@
 """Fetch and verify the data set: data params -> data/raw, data/dataset.json."""
 
 from vae.config import Params
-from vae.workflow.stages import fetch_dataset, run_stage
+from vae.workflow.command_line import run_stage
+from vae.workflow.stages import fetch_dataset
 
 
 def main(params: Params) -> None:

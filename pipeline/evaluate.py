@@ -17,17 +17,8 @@ from vae.evaluation.sample_quality import sample_quality
 from vae.files import sha256, write_atomically, write_json
 from vae.models.vae import VAE
 from vae.tracking import store as tracking
-from vae.workflow.stages import (
-    METRICS,
-    MODEL,
-    RAW,
-    RESUMED,
-    checkpoint_folder,
-    load_model,
-    read_dataset,
-    read_run_id,
-    run_stage,
-)
+from vae.workflow.command_line import RESUMED, run_stage
+from vae.workflow.stages import METRICS, MODEL, RAW, checkpoint_folder, load_model, read_dataset, read_run_id
 
 
 def main(params: Params) -> None:

@@ -15,7 +15,8 @@ from vae.device import resolve
 from vae.errors import DataError
 from vae.plots.report import draw
 from vae.tracking import store as tracking
-from vae.workflow.stages import FIGURES, METRICS, RAW, load_model, read_run_id, run_stage
+from vae.workflow.command_line import run_stage
+from vae.workflow.stages import FIGURES, METRICS, RAW, load_model, read_run_id
 
 
 def main(params: Params) -> None:

@@ -4,7 +4,8 @@ from vae.config import Params
 from vae.device import resolve
 from vae.files import write_json
 from vae.tracking import store as tracking
-from vae.workflow.stages import METRICS, MODEL, RAW, RESUMED, checkpoint_folder, read_dataset, run_stage, write_run
+from vae.workflow.command_line import RESUMED, run_stage
+from vae.workflow.stages import METRICS, MODEL, RAW, checkpoint_folder, read_dataset, write_run
 from vae.workflow.tracked_training import tracked_training
 
 

@@ -2,15 +2,10 @@
 
 from vae.config import Params
 from vae.search.workers import join, search
-from vae.workflow.stages import RAW, Flags, read_dataset, run_stage
+from vae.workflow.command_line import run_stage
+from vae.workflow.stages import RAW, read_dataset
 
-
-def number_or_auto(text: str) -> int | str:
-    """`auto`, or a whole number."""
-    return text if text == "auto" else int(text)
-
-
-FLAGS: Flags = {"search.n_trials": int, "search.epochs": int, "search.workers": number_or_auto}
+FLAGS = ("search.n_trials", "search.epochs", "search.workers")
 
 
 def main(params: Params, worker: bool) -> None:

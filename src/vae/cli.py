@@ -14,6 +14,7 @@ from ruamel.yaml.error import YAMLError
 
 from vae.config import Params
 from vae.errors import ConfigError, DataError, VAEError
+from vae.workflow.command_line import errors_in_one_line
 
 # The defaults of config.py but for two. A fraction to validate on suits the 5,000 bundled digits as well. One sample
 # gives reconstruction and KL; as many as an NLL needs take minutes without a GPU, with convolutions hours.
@@ -31,10 +32,6 @@ Schema = Mapping[str, Any]  # JSON schema, as pydantic derives it from a field's
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command `train-vae`: exit code 2 for a bad flag, else as the stages' (`errors_in_one_line`)."""
     params, output, data = parse(arguments)
-    from vae.workflow.stages import (
-        errors_in_one_line,  # seconds of import, which --help and a bad flag needn't wait for
-    )
-
     with errors_in_one_line(f"the weights of the best finished epoch, if any, are in {output / WEIGHTS}"):
         try:
             train(params, output, data)

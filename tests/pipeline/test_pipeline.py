@@ -336,32 +336,6 @@ def test_a_model_whose_run_is_gone_is_evaluated_in_a_new_one(stage, project, wri
     assert opened.data.metrics["test/nll"] == trained.data.metrics["test/nll"]
 
 
-@pytest.mark.parametrize("name", ["download", "train", "evaluate", "render"])
-def test_a_flag_that_does_not_exist_is_refused_with_the_usage(stage, name):
-    outcome = stage(name, "--bogus=1")
-    assert outcome.code == 2
-    assert "--bogus" in outcome.err
-    assert "--batch_size" in outcome.err
-
-
-@pytest.mark.parametrize(
-    ("flag", "code", "named"),
-    [
-        ("--epochs=0", 1, "train.epochs is 0"),
-        ("--beta=-1", 1, "train.beta is -1.0"),
-        ("--learning-rate=nan", 1, "train.learning_rate is nan"),
-        ("--latent_dim=two", 2, "--latent_dim"),
-        ("--batch-size=1.5", 2, "--batch-size"),
-    ],
-)
-def test_a_flag_with_a_bad_value_is_named(stage, project, flag, code, named):
-    before = project.outputs()
-    outcome = stage("train", flag)
-    assert outcome.code == code
-    assert named in outcome.err.splitlines()[-1]
-    assert project.outputs() == before
-
-
 def refuses(outcome, *words):
     """One line on what is wrong, and exit code 1. (A traceback would have ended the test before.)"""
     assert (outcome.code, outcome.err.count("\n")) == (1, 1), outcome

@@ -208,4 +208,4 @@ def test_ctrl_c_says_how_to_go_on_and_a_second_process_leaves_the_checkpoints_al
     first.send_signal(signal.SIGINT)
     _, errors = first.communicate(timeout=60)
     assert first.returncode == 130
-    assert errors == "interrupted: the same command goes on from where it was stopped\n"
+    assert errors == "interrupted: the same command resumes it\n"

@@ -10,7 +10,6 @@ those of test images that had no part in either. The terms of a table:
 - seconds: training, without validation.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from vae.config import DataParams, EvaluateParams, ModelParams
 from vae.data.binarization import binarize_once, to_float
 from vae.data.datasets import FILES, Split, load, split_validation
 from vae.data.download import fetch
-from vae.errors import DataError, VAEError
+from vae.errors import DataError
 from vae.evaluation.likelihood import ACTIVE_UNIT_VARIANCE, Evaluation, evaluate
 from vae.examples.techniques import FULL, QUICK, baseline, compared, techniques
 from vae.files import write_atomically
@@ -45,6 +44,7 @@ from vae.plots.visualize import (
 )
 from vae.training.objectives import mmd
 from vae.training.trainer import VAETrainer
+from vae.workflow.command_line import ArgumentParser, errors_in_one_line
 from vae.workflow.stages import RAW, mnist_dir, read_dataset
 
 OUTPUT = Path("results/examples")
@@ -318,7 +318,7 @@ EXAMPLES = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the chosen studies, all without a choice, and print their tables."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    parser = ArgumentParser((__doc__ or "").splitlines()[0])
     parser.add_argument("numbers", nargs="*", metavar="1-5", help="which studies to run: all without one")
     parser.add_argument("--quick", action="store_true", help="bundled digits and tiny networks: seconds a study")
     parser.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:1 | mps")
@@ -327,7 +327,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     wrong = [number for number in chosen.numbers if number not in EXAMPLES]
     if wrong:
         sys.exit(f"error: there is no example {', '.join(wrong)}: allowed are {', '.join(EXAMPLES)}")
-    try:
+    with errors_in_one_line("the finished examples are saved"):
         examples = VAEExamples(chosen.device, chosen.quick, chosen.output)
         for number in chosen.numbers or EXAMPLES:
             study = EXAMPLES[number]
@@ -335,8 +335,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
             table = study(examples).table
             print(", ".join(f"{name}: {table[name].iloc[0]}" for name in PROTOCOL))
             print(table.drop(columns=PROTOCOL).to_string(index=False, float_format="{:.4g}".format), end="\n\n")
-    except (VAEError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)

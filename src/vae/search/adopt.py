@@ -2,7 +2,6 @@
 
 import difflib
 import io
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,10 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from vae.config import load_params
-from vae.errors import SearchError, VAEError
+from vae.errors import SearchError
 from vae.files import write_atomically
 from vae.search.results import BEST
+from vae.workflow.command_line import errors_in_one_line
 
 PARAMS = Path("params.yaml")
 
@@ -58,7 +58,5 @@ def _null(representer: Any, _: None) -> Any:
 
 
 if __name__ == "__main__":
-    try:
+    with errors_in_one_line("params.yaml is as it was, or complete"):
         print(adopt() or "params.yaml already has the best values")
-    except VAEError as error:
-        sys.exit(f"error: {error}")

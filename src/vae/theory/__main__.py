@@ -1,16 +1,15 @@
 """Check the statements of docs/theory.md, print them, and write the page's numbers and pictures."""
 
-import argparse
-import sys
 from pathlib import Path
 
 from vae.errors import VAEError
 from vae.theory.page import SECTIONS, number, write
+from vae.workflow.command_line import ArgumentParser, errors_in_one_line
 
 
 def main() -> None:
     """Print a line a check; the page is left as it was if one fails."""
-    parser = argparse.ArgumentParser(prog="python -m vae.theory", description=__doc__)
+    parser = ArgumentParser(__doc__, "python -m vae.theory")
     parser.add_argument("--page", type=Path, default=Path("docs/theory.md"), help="the page to rewrite")
     page = parser.parse_args().page
     if not page.is_file():
@@ -29,7 +28,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with errors_in_one_line("the page is left as it was"):
         main()
-    except VAEError as error:
-        sys.exit(f"error: {error}")

@@ -1,23 +1,18 @@
-"""What the pipeline's stages share: where files lie, flags over params.yaml, and one clear line on failure."""
+"""What the pipeline's stages share: the paths of their files, and how they read and write them."""
 
-import argparse
 import hashlib
 import json
 import os
-import signal
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from ruamel.yaml import YAML
 
-from vae.config import DataParams, Params, load_params
+from vae.config import DataParams, Params
 from vae.data.download import fetch
 from vae.device import Hardware
-from vae.errors import DataError, VAEError, WeightsError
+from vae.errors import DataError, WeightsError
 from vae.files import project_root, sha256, write_json
 from vae.models.vae import VAE
 
@@ -27,65 +22,6 @@ MODEL = Path("models/vae.safetensors")
 RUN = Path("models/run.json")
 METRICS = Path("metrics")
 FIGURES = Path("figures")
-
-INTERRUPTED = "`dvc repro` runs this stage again"
-RESUMED = "the same command goes on from where it was stopped"
-Flags = Mapping[str, Callable[[str], Any]]
-FLAGS: Flags = {
-    "train.epochs": int,
-    "train.batch_size": int,
-    "model.latent_dim": int,
-    "train.beta": float,
-    "train.learning_rate": float,
-}
-
-
-def run_stage(
-    main: Callable[..., None],
-    description: str | None,
-    flags: Flags = FLAGS,
-    interrupted: str = INTERRUPTED,
-    **switches: str,
-) -> None:
-    """Run a stage's `main` with params.yaml, as overridden by the command line's flags.
-
-    `interrupted` says, after Ctrl-C, what there is to do. `switches` are flags without a value, by name and help;
-    `main` gets them as keyword arguments.
-    """
-    with errors_in_one_line(interrupted):
-        arguments = _parse_flags(description, flags, switches)
-        chosen = {name: arguments.pop(name) for name in switches}
-        main(load_params(overrides=arguments), **chosen)
-
-
-@contextmanager
-def errors_in_one_line(interrupted: str) -> Iterator[None]:
-    """A mistake of the user's ends in one line and exit code 1, Ctrl-C in 130, a termination in 143.
-
-    Never in 0, or DVC would commit what is there by then. `interrupted` says, after Ctrl-C, what there is to do.
-    """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        yield
-    except VAEError as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt as interruption:
-        print(f"interrupted: {interruption if interruption.args else interrupted}", file=sys.stderr)
-        sys.exit(130)
-
-
-def _parse_flags(description: str | None, flags: Flags, switches: Mapping[str, str]) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
-    for name, convert in flags.items():
-        flag = name.split(".")[1]
-        spellings = dict.fromkeys((f"--{flag}", f"--{flag.replace('_', '-')}"))
-        kind = getattr(convert, "__name__", "value").strip("<>")
-        parser.add_argument(*spellings, dest=name, type=convert, metavar=kind.upper(), help=f"{name} for this run")
-    for name, text in switches.items():
-        parser.add_argument(f"--{name}", action="store_true", help=text)
-    return {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
 
 
 def mnist_dir() -> Path | None:

@@ -1,0 +1,96 @@
+"""Command lines: flags that override parameters, and one line for every error that a user can cause."""
+
+import argparse
+import io
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from vae.config import load_params
+from vae.errors import VAEError
+
+DEBUG = "VAE_DEBUG"  # an environment variable, so that child processes inherit it
+INTERRUPTED = "`dvc repro` runs this stage again"
+RESUMED = "the same command resumes it"
+FLAGS = ("train.epochs", "train.batch_size", "model.latent_dim", "train.beta", "train.learning_rate")
+
+
+def run_stage(
+    main: Callable[..., None],
+    description: str | None,
+    flags: Sequence[str] = FLAGS,
+    interrupted: str = INTERRUPTED,
+    **switches: str,
+) -> None:
+    """Run a stage's `main` with the parameters of params.yaml, as overridden by command-line flags.
+
+    `flags` are dotted names of parameters. `switches` are flags without a value, as name and help; `main` gets them
+    as keyword arguments. `interrupted` is the message after Ctrl-C.
+    """
+    with errors_in_one_line(interrupted):
+        parser = ArgumentParser(description)
+        for name in flags:
+            parser.add_argument(*spellings(name.split(".")[1]), dest=name, type=scalar, help=f"{name} for this run")
+        for name, text in switches.items():
+            parser.add_argument(f"--{name}", action="store_true", help=text)
+        values = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
+        chosen = {name: values.pop(name) for name in switches}
+        main(load_params().replaced(values), **chosen)
+
+
+@contextmanager
+def errors_in_one_line(interrupted: str) -> Iterator[None]:
+    """Print user errors as one line and exit with 1; exit with 130 after Ctrl-C and with 143 after SIGTERM.
+
+    The exit code is never 0, or DVC would commit half-written outputs. `--debug` or VAE_DEBUG=1 shows the traceback.
+    `interrupted` is the message after Ctrl-C.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal in latin-1 has no minus sign
+    try:
+        yield
+    except (VAEError, OSError) as error:
+        if os.environ.get(DEBUG):
+            raise
+        sys.exit(f"error: {' '.join(str(error).splitlines())}")
+    except KeyboardInterrupt as interruption:
+        print(f"interrupted: {interruption if interruption.args else interrupted}", file=sys.stderr)
+        sys.exit(130)
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's parser with `--debug`, without abbreviated flags, and with errors in one line (exit code 2)."""
+
+    def __init__(self, description: str | None, prog: str | None = None, usage: str | None = None) -> None:
+        super().__init__(prog, usage, description, allow_abbrev=False)
+        text = f"show the traceback behind an error (as {DEBUG}=1 does)"
+        self.add_argument("--debug", action=_Debug, nargs=0, default=argparse.SUPPRESS, help=text)
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and exit with 2."""
+        self.exit(2, f"error: {message} ({self.prog} --help lists the flags)\n")
+
+
+class _Debug(argparse.Action):
+    def __call__(self, *_: Any) -> None:
+        os.environ[DEBUG] = "1"
+
+
+def spellings(name: str) -> list[str]:
+    """The flag with underscores and with dashes."""
+    return list(dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}")))
+
+
+def scalar(text: str) -> Any:
+    """The value that this text has in params.yaml: 1e-4 and 5 are numbers, `true` and `null` constants."""
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except (YAMLError, ValueError, RecursionError):
+        return text
