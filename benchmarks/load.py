@@ -38,7 +38,8 @@ from ruamel.yaml import YAML
 from vae.config import DataParams, Params, RenderParams, TrainParams
 from vae.device import resolve
 from vae.files import write_atomically
-from vae.plots.figures import save, training_history
+from vae.plots.figure import save
+from vae.plots.history import training_history
 from vae.workflow.command_line import ArgumentParser, errors_in_one_line
 from vae.workflow.stages import fetch_dataset
 
@@ -230,7 +231,7 @@ def history_of(epochs: int) -> pd.DataFrame:
         columns[f"{part}/reconstruction"] = level - 25 + 80 / epoch**0.7 + rng.normal(0, 0.1, epochs)
         columns[f"{part}/kl"] = 25 - 20 / epoch**0.5 + rng.normal(0, 0.05, epochs)
         columns[f"{part}/neg_elbo"] = columns[f"{part}/reconstruction"] + columns[f"{part}/kl"]
-    return pd.DataFrame(columns)
+    return pd.DataFrame({**columns, "improved": epoch == epochs})
 
 
 def long_history(sizes: Sizes) -> list[Row]:

@@ -22,7 +22,7 @@ from vae.device import resolve
 from vae.evaluation.likelihood import evaluate
 from vae.files import write_atomically
 from vae.models.vae import VAE
-from vae.plots.figures import PALETTE, save
+from vae.plots.figure import PALETTE, save
 from vae.training.loop import Record, fit
 from vae.workflow.command_line import ArgumentParser, errors_in_one_line
 from vae.workflow.stages import RAW, fetch_dataset

@@ -13,7 +13,7 @@ from vae.config import Params
 from vae.data.datasets import load
 from vae.device import resolve
 from vae.errors import DataError
-from vae.plots.report import draw
+from vae.plots.report import save_figures
 from vae.tracking import store as tracking
 from vae.workflow.command_line import run_stage
 from vae.workflow.stages import FIGURES, METRICS, RAW, load_model, read_run_id
@@ -25,10 +25,10 @@ def main(params: Params) -> None:
     mu, logvar = read(METRICS / "latents.npz", posteriors)
     history = read(METRICS / "history.csv", lambda path: pd.read_csv(path, dtype=float).dropna(subset="val/neg_elbo"))
     tracking.connect()
-    drawn = draw(model, load(RAW, "test"), mu, logvar, history, params, FIGURES)
-    print(f"{len(drawn)} figures in {FIGURES}/: {', '.join(path.stem for path in drawn)}")
+    figures = save_figures(model, load(RAW, "test"), mu, logvar, history, params, FIGURES)
+    print(f"{len(figures)} figures in {FIGURES}/: {', '.join(path.stem for path in figures)}")
     with tracking.resume(params, resolve(params.train), read_run_id()) as run:
-        for path in drawn:
+        for path in figures:
             run.log_artifact(path, "figures")
 
 

@@ -47,7 +47,7 @@ def train(params: Params, output: Path, data: Path) -> None:
     from vae.data.datasets import load
     from vae.evaluation import likelihood as evaluation
     from vae.files import write_json
-    from vae.plots.report import draw
+    from vae.plots.report import save_figures
     from vae.tracking import store as tracking
     from vae.workflow.stages import fetch_dataset
     from vae.workflow.tracked_training import tracked_training
@@ -70,7 +70,7 @@ def train(params: Params, output: Path, data: Path) -> None:
         tests = {f"test/{name}": value for name, value in metrics.items()}
         write_json(output / "metrics.json", {"dataset": record["name"], **training.summary, **tests})
         history = pd.DataFrame(training.fitted.history)
-        figures = draw(training.model.cpu(), test, result.mu, result.logvar, history, params, output)
+        figures = save_figures(training.model.cpu(), test, result.mu, result.logvar, history, params, output)
         training.run.log_metrics(tests)
         for path in figures:
             training.run.log_artifact(path, "figures")

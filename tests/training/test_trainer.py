@@ -2,11 +2,9 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
-from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import vae
@@ -257,81 +255,6 @@ def test_a_model_is_saved_and_loaded_back(loader, tmp_path):
     torch.save(trainer.model.state_dict(), tmp_path / "vae.pt")  # a pickle: read as one, it could run anything
     with pytest.raises(WeightsError, match="is not a VAE weights file"):
         VAE.load(tmp_path / "vae.pt")
-
-
-# Pictures
-
-
-PICTURES = {
-    "visualize_reconstruction": lambda model, loader, path: vae.visualize_reconstruction(model, loader, "cpu", 8, path),
-    "visualize_latent_space": lambda model, loader, path: vae.visualize_latent_space(model, loader, "cpu", 200, path),
-    "visualize_interpolation": lambda model, loader, path: vae.visualize_interpolation(model, loader, "cpu", 8, path),
-    "visualize_latent_arithmetic": lambda model, loader, path: vae.visualize_latent_arithmetic(
-        model, loader, "cpu", save_path=path
-    ),
-    "generate_samples": lambda model, loader, path: vae.generate_samples(model, "cpu", 16, path),
-    "visualize_latent_manifold": lambda model, loader, path: vae.visualize_latent_manifold(model, "cpu", 100, path),
-}
-
-
-@pytest.mark.parametrize("name", PICTURES)
-def test_a_picture_is_returned_and_saved(loader, tmp_path, name):
-    path = tmp_path / "pictures" / f"{name}.png"
-    figure = PICTURES[name](small(), loader, path)
-    assert isinstance(figure, Figure)
-    assert np.asarray(Image.open(path).convert("L")).std() > 5
-    path.unlink()
-    PICTURES[name](small(), loader, None)
-    assert not path.exists()
-
-
-def test_the_pictures_show_what_the_model_makes(loader, monkeypatch):
-    model = small()
-    drawn = {}
-    monkeypatch.setattr(
-        "vae.plots.figures.reconstructions", lambda *images: drawn.setdefault("rows", images) and Figure()
-    )
-    vae.visualize_reconstruction(model, loader, num_samples=5, binarization="none")
-    original, shown, made = drawn["rows"]
-    x = next(iter(loader))[0][:5].flatten(1)
-    assert np.array_equal(original, x) and np.array_equal(shown, x)
-    assert np.allclose(made, torch.sigmoid(model.decode(model.encode(x)[0])).detach(), atol=1e-6)
-
-
-def test_more_pictures_than_images_show_those_that_there_are(digits):
-    few = DataLoader(TensorDataset(*digits[:3]), 2)
-    assert isinstance(vae.visualize_reconstruction(small(), few, num_samples=8), Figure)
-
-
-def test_a_manifold_needs_two_latent_dimensions():
-    with pytest.raises(ConfigError, match="manifold can be drawn of 2 latent dimensions, this model has 3"):
-        vae.visualize_latent_manifold(small(3))
-
-
-def test_pictures_by_label_need_labels(digits):
-    alone = DataLoader(digits.tensors[0], batch_size=8)
-    for picture in (vae.visualize_latent_space, vae.visualize_interpolation, vae.visualize_latent_arithmetic):
-        with pytest.raises(DataError, match=r"must yield \(images, labels\)"):
-            picture(small(), alone)
-
-
-def test_a_label_that_is_not_there_is_named(digits):
-    images, labels = digits.tensors
-    few = DataLoader(TensorDataset(images[labels < 2], labels[labels < 2]), batch_size=8)
-    with pytest.raises(DataError, match=r"no images labelled \[8, 3\], only \[0, 1\]"):
-        vae.visualize_latent_arithmetic(small(), few)
-    with pytest.raises(DataError, match="needs images of two labels"):
-        vae.visualize_interpolation(small(), DataLoader(TensorDataset(images[labels == 1], labels[labels == 1]), 8))
-
-
-def test_nothing_to_draw_is_refused(loader):
-    empty = DataLoader(TensorDataset(torch.rand(0, 784)))
-    with pytest.raises(DataError, match="yields no images"):
-        vae.visualize_reconstruction(small(), empty)
-    with pytest.raises(ConfigError, match="num_samples is 0"):
-        vae.visualize_reconstruction(small(), loader, num_samples=0)
-    with pytest.raises(ConfigError, match="num_samples is 0"):
-        vae.generate_samples(small(), num_samples=0)
 
 
 # What can't go together

@@ -34,10 +34,10 @@ from vae.examples.techniques import FULL, QUICK, baseline, compared, techniques
 from vae.files import write_atomically
 from vae.models.distributions import gaussian_kl
 from vae.models.vae import VAE, slerp
-from vae.plots import comparisons as figures_examples
-from vae.plots import figures
+from vae.plots import comparisons, image_grids, latents
+from vae.plots.figure import save
 from vae.plots.visualize import (
-    first_of_each_digit,
+    first_of_each_class,
     visualize_interpolation,
     visualize_latent_arithmetic,
     visualize_latent_manifold,
@@ -105,12 +105,12 @@ class VAEExamples:
         images, inputs = self.test.images[:COLUMNS], self.targets.images[:COLUMNS]
         pictures = {
             "history": trained.trainer.plot_history(),
-            "reconstructions": figures.reconstructions(
+            "reconstructions": image_grids.reconstructions(
                 to_float(images).numpy(), to_float(inputs).numpy(), _reconstructed(trained.model, inputs).numpy()
             ),
-            "samples": figures.generated_samples(_sampled(trained.model, COLUMNS * COLUMNS).numpy(), COLUMNS),
-            "latent_space": figures.latent_space(mu, self.test.labels.numpy()),
-            "kl_per_dimension": figures.kl_per_dimension(kl, ACTIVE_UNIT_VARIANCE, mu.var(axis=0, ddof=1)),
+            "samples": image_grids.generated_samples(_sampled(trained.model, COLUMNS * COLUMNS).numpy(), COLUMNS),
+            "latent_space": latents.latent_space(mu, self.test.labels.numpy()),
+            "kl_per_dimension": latents.kl_per_dimension(kl, ACTIVE_UNIT_VARIANCE, mu.var(axis=0, ddof=1)),
         }
         return self._saved("1_basic_training", pd.DataFrame([trained.row]), pictures)
 
@@ -127,7 +127,7 @@ class VAEExamples:
             for beta, trained in by_beta.items()
         )
         models = {f"β = {beta:g}": trained.model for beta, trained in by_beta.items()}
-        pictures = {"rate_distortion": figures_examples.rate_distortion(table), **self._galleries(models)}
+        pictures = {"rate_distortion": comparisons.rate_distortion(table), **self._galleries(models)}
         return self._saved("2_beta_vae_comparison", table, pictures)
 
     def example_3_latent_space_interpolation(self) -> Example:
@@ -140,7 +140,7 @@ class VAEExamples:
         trained = self._trained("interpolation")
         model, device = trained.model, trained.trainer.hardware.device
         labels, names = self.test.labels, self.test.labels.unique().tolist()
-        first = first_of_each_digit(labels)
+        first = first_of_each_class(labels)
         digits = to_float(self.targets.images[first])
         loader = DataLoader(TensorDataset(digits, labels[first]), batch_size=len(first))
         inputs = to_float(binarize_once(self.train.images, "dynamic"))
@@ -165,11 +165,11 @@ class VAEExamples:
         by_size = {size: self._trained(f"{size} latent", latent_dim=size) for size in self.scale.latent_dims}
         table = pd.DataFrame({"latent_dim": size, **trained.row} for size, trained in by_size.items())
         models = {f"{size} latent": trained.model for size, trained in by_size.items()}
-        pictures = {"active_units": figures_examples.latent_dimensions(table), **self._galleries(models)}
+        pictures = {"active_units": comparisons.latent_dimensions(table), **self._galleries(models)}
         if 2 in by_size:
             plane = by_size[2]
             pictures["manifold"] = visualize_latent_manifold(plane.model, plane.trainer.hardware.device)
-            pictures["latent_space_2"] = figures.latent_space(plane.evaluation.mu, self.test.labels.numpy())
+            pictures["latent_space_2"] = latents.latent_space(plane.evaluation.mu, self.test.labels.numpy())
         return self._saved("4_different_latent_dimensions", table, pictures)
 
     def example_5_advanced_techniques(self) -> Example:
@@ -189,8 +189,8 @@ class VAEExamples:
                     curves.append(trained.trainer.history.assign(group=group, change=change, seed=seed))
         table, each = compared(pd.DataFrame(runs))
         pictures = {
-            "differences": figures_examples.differences(each, table["noise"].iloc[0]),
-            "validation_curves": figures_examples.validation_curves(pd.concat(curves)),
+            "differences": comparisons.differences(each, table["noise"].iloc[0]),
+            "validation_curves": comparisons.validation_curves(pd.concat(curves)),
         }
         return self._saved("5_advanced_techniques", table, pictures)
 
@@ -237,8 +237,8 @@ class VAEExamples:
         samples = torch.cat([_sampled(model, COLUMNS) for model in models.values()])
         title = "Reconstructions of test images"
         return {
-            "reconstructions": figures.image_rows(reconstructions.numpy(), ["input", *models], title),
-            "samples": figures.image_rows(samples.numpy(), list(models), "Samples from the prior, z ~ N(0, I)"),
+            "reconstructions": image_grids.image_rows(reconstructions.numpy(), ["input", *models], title),
+            "samples": image_grids.image_rows(samples.numpy(), list(models), "Samples from the prior, z ~ N(0, I)"),
         }
 
     def _saved(self, name: str, table: pd.DataFrame, pictures: dict[str, Figure]) -> Example:
@@ -249,7 +249,7 @@ class VAEExamples:
         folder = self.output / name
         write_atomically(folder / "table.csv", table.to_csv(index=False, float_format="%.6g"))
         for picture, figure in pictures.items():
-            figures.save(figure, folder / f"{picture}.png", DPI)
+            save(figure, folder / f"{picture}.png", DPI)
         return Example(table, pictures)
 
 

@@ -1,1 +1,1 @@
-"""Figures: arrays in, matplotlib Figures out."""
+"""Every figure of the project: arrays in, matplotlib Figures out."""

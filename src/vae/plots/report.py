@@ -1,4 +1,4 @@
-"""All figures of a trained and evaluated model: what the render stage and train-vae draw."""
+"""All figures of a trained and evaluated model, as the render stage and train-vae save them."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,69 +14,60 @@ from vae.data.datasets import Split
 from vae.evaluation.likelihood import ACTIVE_UNIT_VARIANCE, Floats
 from vae.models.distributions import gaussian_kl, gaussian_kl_between
 from vae.models.vae import VAE
-from vae.plots import figures
-from vae.plots.visualize import first_of_each_digit, prior_grid
+from vae.plots import history, image_grids, latents
+from vae.plots.figure import save
+from vae.plots.visualize import first_of_each_class, prior_grid
 
-PAIRS = [(0, 6), (1, 7), (2, 3), (4, 9), (5, 8)]  # interpolated digits
+PAIRS = [(0, 6), (1, 7), (2, 3), (4, 9), (5, 8)]  # interpolated classes
 TRAVERSED = 8  # latent dimensions shown
 REACH = 3.0  # a traversal goes from −REACH to REACH
 
 
-@torch.no_grad()
-def draw(
-    model: VAE, test: Split, mu: Floats, logvar: Floats, history: pd.DataFrame, params: Params, folder: Path
+def save_figures(
+    model: VAE, test: Split, mu: Floats, logvar: Floats, epochs: pd.DataFrame, params: Params, folder: Path
 ) -> list[Path]:
-    """Draw every figure into `folder`; returns the files.
+    """Plot and save every figure in `folder`; returns the paths.
 
-    The model is on the CPU, `mu` and `logvar` [N, L] are its posteriors of the test images, `history` has a row an
-    epoch.
+    The model is on the CPU, `mu` and `logvar` [N, L] are its posteriors of the test images, and `epochs` is the
+    training history, one row per epoch.
     """
-    drawn = _draw(model, test, torch.from_numpy(mu), torch.from_numpy(logvar), history, params)
-    return [figures.save(figure, folder / f"{name}.png", params.render.dpi) for name, figure in drawn]
+    figures = plot_all(model, test, torch.from_numpy(mu), torch.from_numpy(logvar), epochs, params)
+    return [save(figure, folder / f"{name}.png", params.render.dpi) for name, figure in figures]
 
 
-def _draw(
-    model: VAE, test: Split, mu: Tensor, logvar: Tensor, history: pd.DataFrame, params: Params
+@torch.no_grad()
+def plot_all(
+    model: VAE, test: Split, mu: Tensor, logvar: Tensor, epochs: pd.DataFrame, params: Params
 ) -> Iterator[tuple[str, Figure]]:
+    """The name and figure of each plot, with arguments as in `save_figures`."""
+    yield "training_history", history.training_history(epochs)
     columns = params.render.columns
-    kl, reference = kl_by_dimension(model, mu, logvar)
-    first = first_of_each_digit(test.labels)
+    first = first_of_each_class(test.labels)
     chosen = first.repeat(-(-columns // len(first)))[:columns]
-    inputs = binarize_once(test.images, params.data.binarization)
-    yield "training_history", figures.training_history(history)
-    yield (
-        "reconstructions",
-        figures.reconstructions(
-            *(
-                to_float(test.images[chosen]).numpy(),
-                to_float(inputs[chosen]).numpy(),
-                model.reconstruct(to_float(inputs[chosen])).numpy(),
-            )
-        ),
-    )
+    inputs = to_float(binarize_once(test.images, params.data.binarization)[chosen])
+    original, reconstruction = to_float(test.images[chosen]), model.reconstruct(inputs)
+    yield "reconstructions", image_grids.reconstructions(original.numpy(), inputs.numpy(), reconstruction.numpy())
     samples = model.sample(columns * columns, torch.Generator().manual_seed(params.seed))
-    yield "generated_samples", figures.generated_samples(samples.numpy(), columns)
-    yield "latent_space", figures.latent_space(mu.numpy(), test.labels.numpy())
-    ends = [(mu[first[a]], mu[first[b]]) for a, b in PAIRS]
-    lines = torch.cat([model.interpolate(a, b, columns) for a, b in ends])
-    yield "interpolation", figures.interpolation(lines.numpy(), columns, PAIRS)
+    yield "generated_samples", image_grids.generated_samples(samples.numpy(), columns)
+    yield "latent_space", latents.latent_space(mu.numpy(), test.labels.numpy())
+    lines = torch.cat([model.interpolate(mu[first[a]], mu[first[b]], columns) for a, b in PAIRS])
+    yield "interpolation", image_grids.interpolation(lines.numpy(), columns, PAIRS)
+    kl, reference = kl_by_dimension(model, mu, logvar)
     dimensions = kl.argsort(descending=True)[:TRAVERSED].tolist()
     traversed = model.images(traversals(mu[first[0]], dimensions, columns))
-    yield "latent_traversals", figures.latent_traversals(traversed.numpy(), columns, dimensions, REACH)
+    yield "latent_traversals", image_grids.latent_traversals(traversed.numpy(), columns, dimensions, REACH)
     if mu.shape[1] == 2:
         manifold = model.images(prior_grid(2 * columns))
-        yield "latent_manifold", figures.latent_manifold(manifold.numpy(), 2 * columns)
-    yield (
-        "kl_per_dimension",
-        figures.kl_per_dimension(kl.numpy(), ACTIVE_UNIT_VARIANCE, mu.numpy().var(axis=0, ddof=1), reference),
-    )
+        yield "latent_manifold", image_grids.latent_manifold(manifold.numpy(), 2 * columns)
+    variance = mu.numpy().var(axis=0, ddof=1)
+    yield "kl_per_dimension", latents.kl_per_dimension(kl.numpy(), ACTIVE_UNIT_VARIANCE, variance, reference)
 
 
 def kl_by_dimension(model: VAE, mu: Tensor, logvar: Tensor) -> tuple[Tensor, str]:
-    """KL of each dimension of posteriors [N, L], [L], and to what.
+    """KL of posteriors [N, L] by dimension, averaged over images, [L], and the name of the reference distribution.
 
-    That is the prior, N(0, 1). A mixture has no dimensions of its own: then it is the normal distribution nearest to
-    the aggregate posterior, which has its mean and variance.
+    The reference is the prior where it is N(0, 1). Other priors are no product over dimensions: the reference is then
+    the normal distribution with the mean and variance of the aggregate posterior.
     """
     if model.params.prior == "standard":
         return gaussian_kl(mu, logvar).mean(0), "N(0, 1)"
@@ -85,7 +76,7 @@ def kl_by_dimension(model: VAE, mu: Tensor, logvar: Tensor) -> tuple[Tensor, str
 
 
 def traversals(start: Tensor, dimensions: list[int], steps: int) -> Tensor:
-    """`start` [L] with each of `dimensions` in turn moved from −REACH to REACH: [dimensions · steps, L]."""
+    """`start` [L] with each of `dimensions` in turn varied from −REACH to REACH: [dimensions · steps, L]."""
     z = start.repeat(len(dimensions), steps, 1)
     for row, dimension in enumerate(dimensions):
         z[row, :, dimension] = torch.linspace(-REACH, REACH, steps)

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from vae.config import Params, Range
-from vae.plots.figures import PALETTE
+from vae.plots.figure import PALETTE
 
 NEG_ELBO = "validation −ELBO, nats per image"
 Curves = Mapping[int, Sequence[float]]

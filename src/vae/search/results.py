@@ -62,7 +62,7 @@ def write(study: optuna.Study, params: Params) -> list[Path]:
 
     Raises SearchError where no trial is complete.
     """
-    from vae.plots.figures import save  # matplotlib takes a second to import: workers, which draw nothing, do without
+    from vae.plots.figure import save  # matplotlib takes a second to import: workers, which draw nothing, do without
     from vae.search import figures
 
     trials = finished(study.get_trials(deepcopy=False))

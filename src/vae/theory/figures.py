@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from vae.plots.figures import PALETTE
+from vae.plots.figure import PALETTE
 
 if TYPE_CHECKING:
     from vae.theory.tradeoff import Aggregate

@@ -14,7 +14,6 @@ from vae.config import Binarization, TrainParams, checked
 from vae.data.datasets import Split
 from vae.device import resolve
 from vae.models.vae import VAE
-from vae.plots import figures
 from vae.training.loop import Fitted, OnEpoch, fit
 
 
@@ -88,7 +87,9 @@ class VAETrainer:
 
     def plot_history(self) -> Figure:
         """−ELBO, reconstruction and KL by epoch."""
-        return figures.training_history(self.history)
+        from vae.plots.history import training_history  # the one upward import: training doesn't need matplotlib
+
+        return training_history(self.history)
 
     def save(self, path: Path | str) -> None:
         """Write the model, for `VAE.load`."""

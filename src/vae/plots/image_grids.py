@@ -1,0 +1,90 @@
+"""Grids of images: float [N, 784] in [0, 1]."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from vae.plots.figure import Array
+
+
+def image_grid(images: Array, columns: int) -> Array:
+    """Images [N, D] as one array, row by row, with a thin grey line between neighbours."""
+    side = round(images.shape[1] ** 0.5)
+    rows = -(-len(images) // columns)
+    cells = np.full((rows * columns, side + 1, side + 1), 0.35)
+    cells[: len(images), :-1, :-1] = images.reshape(-1, side, side)
+    tiled: Array = cells.reshape(rows, columns, side + 1, side + 1).swapaxes(1, 2).reshape(rows * (side + 1), -1)
+    return tiled[:-1, :-1]
+
+
+def image_figure(images: Array, columns: int, title: str, row_labels: Sequence[str] = (), **labels: str) -> Figure:
+    """A grid of images with a title, and optionally a label for each row; `labels` are those of the axes."""
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(0.75 * columns + (1.1 if row_labels else 0.4), 0.75 * rows + 0.6), layout="constrained")
+    ax = figure.add_subplot()
+    _show(ax, images, columns)
+    if row_labels:
+        side = round(images.shape[1] ** 0.5) + 1
+        ax.set_yticks([side * (row + 0.5) for row in range(rows)], row_labels)
+        ax.tick_params(length=0)
+    ax.set(**labels)
+    ax.set_title(title, loc="left")
+    return figure
+
+
+def _show(ax: Axes, images: Array, columns: int) -> None:
+    ax.imshow(image_grid(images, columns), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    ax.set(xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
+
+
+def image_rows(images: Array, rows: Sequence[str], title: str) -> Figure:
+    """One row of images for each label in `rows`."""
+    return image_figure(images, len(images) // len(rows), title, rows)
+
+
+def reconstructions(original: Array, binarized: Array, reconstruction: Array) -> Figure:
+    """Three rows: the images, the binarized input of the model, and the reconstructions as pixel probabilities."""
+    images = np.concatenate([original, binarized, reconstruction])
+    return image_rows(images, ["original", "input", "reconstruction"], "Images and their reconstructions")
+
+
+def generated_samples(images: Array, columns: int) -> Figure:
+    """Decoded samples from the prior, as pixel probabilities."""
+    return image_figure(images, columns, "Samples from the prior")
+
+
+def interpolation(images: Array, columns: int, pairs: Sequence[tuple[int, int]], spherical: bool = False) -> Figure:
+    """One row for each pair of classes, decoded along a line or a great circle between two posterior means."""
+    rows = [f"{a} → {b}" for a, b in pairs]
+    title = f"{'Spherical interpolation' if spherical else 'Interpolation'} between posterior means"
+    label = f"position on the {'great circle' if spherical else 'line'}, from 0 to 1"
+    return image_figure(images, columns, title, rows, xlabel=label)
+
+
+def latent_traversals(images: Array, columns: int, dimensions: Sequence[int], reach: float) -> Figure:
+    """One row for each latent dimension, varied from −reach to reach with all others fixed."""
+    rows = [f"z[{dimension}]" for dimension in dimensions]
+    title = "Traversals of the latent dimensions with the largest KL"
+    return image_figure(images, columns, title, rows, xlabel=f"value of the dimension, from −{reach:g} to {reach:g}")
+
+
+def latent_arithmetic(images: Array, terms: Sequence[int]) -> Figure:
+    """Four images: the decoded mean latents of the classes a, b and c, and of a − b + c."""
+    a, b, c = terms
+    figure = Figure(figsize=(5.2, 2.0), layout="constrained")
+    titles = [f"{a}", f"− {b}", f"+ {c}", f"= {a} − {b} + {c}"]
+    for ax, image, title in zip(figure.subplots(1, 4), images, titles, strict=True):
+        _show(ax, image[None], 1)
+        ax.set_title(title)
+    figure.suptitle("Arithmetic with the mean latents of classes", x=0.01, ha="left")
+    return figure
+
+
+def latent_manifold(images: Array, columns: int) -> Figure:
+    """Images decoded from a grid of quantiles of a 2-D prior (Kingma & Welling 2014, figure 4)."""
+    title = "The 2-D latent manifold, over the prior's quantiles"
+    labels = {"xlabel": "z[0], from low to high quantiles", "ylabel": "z[1], from low (bottom) to high"}
+    return image_figure(images, columns, title, **labels)

@@ -1,0 +1,101 @@
+"""The one-call functions on a model and a DataLoader."""
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from torch.utils.data import DataLoader, TensorDataset
+
+import vae
+from vae import VAE
+from vae.data.binarization import to_float
+from vae.data.datasets import load
+from vae.errors import ConfigError, DataError
+
+
+@pytest.fixture(scope="module")
+def digits(bundled):
+    """500 bundled digits: float images [N, 1, 28, 28] in [0, 1] and labels."""
+    split = load(bundled[0], "train")
+    return TensorDataset(to_float(split.images[:500]).view(-1, 1, 28, 28), split.labels[:500])
+
+
+@pytest.fixture
+def loader(digits):
+    return DataLoader(digits, batch_size=100)
+
+
+def small(latent_dim=2):
+    torch.manual_seed(0)
+    return VAE(hidden_dims=[32], latent_dim=latent_dim)
+
+
+PLOTS = {
+    "reconstruction": lambda model, loader, path: vae.visualize_reconstruction(model, loader, "cpu", 8, path),
+    "latent_space": lambda model, loader, path: vae.visualize_latent_space(model, loader, "cpu", 200, path),
+    "interpolation": lambda model, loader, path: vae.visualize_interpolation(model, loader, "cpu", 8, path),
+    "arithmetic": lambda model, loader, path: vae.visualize_latent_arithmetic(model, loader, save_path=path),
+    "samples": lambda model, loader, path: vae.generate_samples(model, "cpu", 16, path),
+    "manifold": lambda model, loader, path: vae.visualize_latent_manifold(model, "cpu", 100, path),
+}
+
+
+@pytest.mark.parametrize("name", PLOTS)
+def test_a_figure_is_returned_and_saved_where_a_path_is_given(loader, tmp_path, name):
+    path = tmp_path / "figures" / f"{name}.png"
+    assert isinstance(PLOTS[name](small(), loader, path), Figure)
+    assert np.asarray(Image.open(path).convert("L")).std() > 5
+    path.unlink()
+    PLOTS[name](small(), loader, None)
+    assert not path.exists()
+
+
+def test_reconstructions_are_those_of_the_posterior_means(loader):
+    model = small()
+    figure = vae.visualize_reconstruction(model, loader, num_samples=5, binarization="none")
+    x = next(iter(loader))[0][:5].flatten(1)
+    made = torch.sigmoid(model.decode(model.encode(x)[0])).detach()
+    (image,) = figure.axes[0].get_images()
+    for row, expected in enumerate((x, x, made)):
+        for column in range(5):
+            cell = image.get_array()[29 * row :, 29 * column :][:28, :28]
+            np.testing.assert_allclose(cell, expected[column].view(28, 28), atol=1e-6)
+
+
+def test_fewer_images_than_asked_for_are_all_shown(digits):
+    few = DataLoader(TensorDataset(*digits[:3]), 2)
+    assert isinstance(vae.visualize_reconstruction(small(), few, num_samples=8), Figure)
+
+
+def test_a_manifold_needs_two_latent_dimensions():
+    with pytest.raises(ConfigError, match="a manifold needs 2 latent dimensions, this model has 3"):
+        vae.visualize_latent_manifold(small(3))
+
+
+def test_figures_by_class_need_labels(digits):
+    alone = DataLoader(digits.tensors[0], batch_size=8)
+    for plot in (vae.visualize_latent_space, vae.visualize_interpolation, vae.visualize_latent_arithmetic):
+        with pytest.raises(DataError, match=r"must yield \(images, labels\)"):
+            plot(small(), alone)
+
+
+def test_a_missing_class_is_named(digits):
+    images, labels = digits.tensors
+    few = DataLoader(TensorDataset(images[labels < 2], labels[labels < 2]), batch_size=8)
+    with pytest.raises(DataError, match=r"no images labelled \[8, 3\], only \[0, 1\]"):
+        vae.visualize_latent_arithmetic(small(), few)
+    with pytest.raises(DataError, match="needs images of two classes"):
+        vae.visualize_interpolation(small(), DataLoader(TensorDataset(images[labels == 1], labels[labels == 1]), 8))
+
+
+def test_no_images_are_refused(loader):
+    empty = DataLoader(TensorDataset(torch.rand(0, 784)))
+    with pytest.raises(DataError, match="yields no images"):
+        vae.visualize_reconstruction(small(), empty)
+    for plot in (
+        lambda n: vae.visualize_reconstruction(small(), loader, num_samples=n),
+        lambda n: vae.generate_samples(small(), num_samples=n),
+    ):
+        with pytest.raises(ConfigError, match="num_samples is 0"):
+            plot(0)
