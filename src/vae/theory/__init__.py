@@ -1,5 +1,5 @@
-"""docs/theory.md in numbers: `python -m vae.theory` checks its statements, and rewrites its tables and pictures.
+"""Numerical checks of docs/theory.md: `python -m vae.theory` runs them and rewrites the page's tables and figures.
 
-`check` says what a check is and `linear` holds the models that are known exactly; `terms` and `tradeoff` are a function
-a statement; `figures` draws, `page` writes.
+`check` defines a check and `linear` the models whose exact solution is known. `terms` and `tradeoff` hold one function
+per statement, `figures` the plots, and `page` lists what each section of the page shows.
 """

@@ -1,23 +1,26 @@
-"""Models of which everything is known: the linear-Gaussian one, and the linear β-VAE's optimum.
+"""Models with an exact solution: the linear-Gaussian model, and the optimum of a linear β-VAE.
 
-Shapes: N images, D pixels, L latent dimensions. Nats, float64.
+Shapes: N images, D pixels, L latent dimensions. All quantities are in nats and float64.
 """
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from scipy.optimize import minimize
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from vae.models.distributions import gaussian_kl, normal_log_density
-from vae.theory.check import draws
+from vae.theory.check import normal
 from vae.training.objectives import weighted_kl
 
 ZERO = torch.zeros((), dtype=torch.float64)
 
-# Variances of the principal components of the linear VAE's data; its latents, and its decoder's variance σ².
+# The linear VAE: variances of its data's principal components, number of latents, and decoder variance σ².
 EIGENVALUES = (4.0, 2.0, 1.0, 0.5, 0.1)
 LATENTS = 4
 NOISE = 0.2
@@ -25,7 +28,7 @@ NOISE = 0.2
 
 @dataclass(frozen=True)
 class LinearGaussian:
-    """p(z) = N(0, I), p(x|z) = N(Wz + b, σ²I): evidence and posterior are known (Tipping & Bishop 1999)."""
+    """p(z) = N(0, I), p(x|z) = N(Wz + b, σ²I), with exact evidence and posterior (Tipping & Bishop 1999)."""
 
     weight: Tensor  # W [D, L]
     bias: Tensor  # b [D]
@@ -37,10 +40,9 @@ class LinearGaussian:
         return MultivariateNormal(self.bias, self.weight @ self.weight.T + noise)
 
     def posterior(self, x: Tensor) -> MultivariateNormal:
-        """p(z|x) = N(M⁻¹Wᵀ(x − b), σ²M⁻¹) with M = WᵀW + σ²I, of images [..., D] (their eq. 7)."""
-        inverse = torch.linalg.inv(
-            self.weight.T @ self.weight + self.variance * torch.eye(self.weight.shape[1], dtype=torch.float64)
-        )
+        """p(z|x) = N(M⁻¹Wᵀ(x − b), σ²M⁻¹) with M = WᵀW + σ²I (eq. 7 of the paper), for images [..., D]."""
+        noise = self.variance * torch.eye(self.weight.shape[1], dtype=torch.float64)
+        inverse = torch.linalg.inv(self.weight.T @ self.weight + noise)
         return MultivariateNormal((x - self.bias) @ self.weight @ inverse, self.variance * inverse)
 
     def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
@@ -50,24 +52,24 @@ class LinearGaussian:
         return log_likelihood + normal_log_density(z, ZERO, ZERO)
 
     def expected_log_likelihood(self, x: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
-        """E log p(x|z) over z ~ N(mu, exp(logvar)), in closed form: [N, D], [N, L], [N or 1, L] -> [N]."""
+        """E log p(x|z) for z ~ N(mu, exp(logvar)) in closed form: [N, D], [N, L], [N or 1, L] -> [N]."""
         residual = x - self.bias - mu @ self.weight.T
         error = residual.square().sum(-1) + logvar.exp() @ self.weight.square().sum(0)
         return -0.5 * (error / self.variance + x.shape[-1] * math.log(2 * math.pi * self.variance))
 
     def elbo(self, x: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
-        """E log p(x|z) − KL(q ‖ p(z)) in closed form: [N]."""
+        """E log p(x|z) − KL(q ‖ p(z)) in closed form, shape [N]."""
         return self.expected_log_likelihood(x, mu, logvar) - gaussian_kl(mu, logvar).sum(-1)
 
 
 @dataclass(frozen=True)
 class LinearVAE:
-    """What a linear VAE came to: the KL of each latent, largest first [L]; squared error, −E log p(x|z), −log p(x)."""
+    """Averages over images of a linear VAE: KL of each latent (sorted, largest first), squared error, NLLs."""
 
-    kl: list[float]
+    kl: tuple[float, ...]
     squared_error: float
-    distortion: float
-    nll: float
+    distortion: float  # −E log p(x|z)
+    nll: float  # −log p(x)
 
     @property
     def rate(self) -> float:
@@ -76,71 +78,62 @@ class LinearVAE:
 
 
 def solve_linear_vae(beta: float, latents: int = LATENTS, variance: float = NOISE) -> LinearVAE:
-    """The optimum of −E log p(x|z) + β KL over linear encoders and decoders, for data of covariance EIGENVALUES.
+    """The minimum of −E log p(x|z) + β KL over linear encoders and decoders, for data with EIGENVALUES.
 
-    With θ = βσ² it is probabilistic PCA of noise θ: a component of variance λ > θ costs ½ log(λ/θ) and leaves the
-    error θ, one of λ ≤ θ collapses and leaves λ (derived in docs/theory.md; β = 1: Lucas et al. 2019).
+    It is probabilistic PCA with noise θ = βσ². A component of variance λ > θ has the KL ½ log(λ/θ) and leaves the
+    error θ; a component with λ ≤ θ collapses and leaves λ. docs/theory.md derives it; Lucas et al. 2019 for β = 1.
     """
     threshold = beta * variance
-    kept = [max(value, threshold) for value in EIGENVALUES[:latents]]
-    kl = [0.5 * math.log(value / threshold) for value in kept]
+    used = [max(value, threshold) for value in EIGENVALUES[:latents]]
     squared_error = sum(min(value, threshold) for value in EIGENVALUES[:latents]) + sum(EIGENVALUES[latents:])
     pixels = len(EIGENVALUES)
     distortion = 0.5 * (squared_error / variance + pixels * math.log(2 * math.pi * variance))
-    modelled = [value - threshold + variance for value in kept] + [variance] * (pixels - latents)
+    modelled = [value - threshold + variance for value in used] + [variance] * (pixels - latents)
     nll = 0.5 * sum(math.log(2 * math.pi * m) + v / m for v, m in zip(EIGENVALUES, modelled, strict=True))
-    return LinearVAE(kl, squared_error, distortion, nll)
+    return LinearVAE(tuple(0.5 * math.log(value / threshold) for value in used), squared_error, distortion, nll)
 
 
-def linear_data(eigenvalues: Sequence[float] = EIGENVALUES, images: int = 32) -> Tensor:
-    """Centred images [N, D] whose covariance has exactly these eigenvalues, along no axis."""
+def linear_data(eigenvalues: tuple[float, ...] = EIGENVALUES, images: int = 32) -> Tensor:
+    """Centred images [N, D] whose covariance has exactly these eigenvalues, in a rotated basis."""
     pixels = len(eigenvalues)
-    noise = draws(images, pixels, seed=8)
+    noise = normal(images, pixels, seed=8)
     scores = torch.linalg.qr(noise - noise.mean(0)).Q * math.sqrt(images)
-    rotation = torch.linalg.qr(draws(pixels, pixels, seed=9)).Q
+    rotation = torch.linalg.qr(normal(pixels, pixels, seed=9)).Q
     data: Tensor = scores * torch.tensor(eigenvalues, dtype=torch.float64).sqrt() @ rotation
     return data
 
 
+@cache
 def fit_linear_vae(
-    x: Tensor, beta: float, latents: int = LATENTS, variance: float = NOISE, free_bits: float = 0.0
+    beta: float,
+    latents: int = LATENTS,
+    variance: float = NOISE,
+    free_bits: float = 0.0,
+    eigenvalues: tuple[float, ...] = EIGENVALUES,
 ) -> LinearVAE:
-    """The same optimum by gradient descent on the project's loss, from random weights."""
-    decoder = (0.3 * draws(x.shape[1], latents, seed=10)).requires_grad_()
-    encoder = (0.3 * draws(x.shape[1], latents, seed=11)).requires_grad_()
-    logvar = torch.zeros(1, latents, dtype=torch.float64, requires_grad=True)
-    model = LinearGaussian(decoder, torch.zeros(x.shape[1], dtype=torch.float64), variance)
+    """Train a linear VAE from random weights on the library's loss; compare with `solve_linear_vae`."""
+    x = linear_data(eigenvalues)
+    pixels = x.shape[1]
 
-    def loss() -> Tensor:
-        mu = x @ encoder
-        distortion = -model.expected_log_likelihood(x, mu, logvar).mean()
-        return distortion + weighted_kl(gaussian_kl(mu, logvar), beta, free_bits)
+    def terms(parameters: Tensor) -> tuple[LinearGaussian, Tensor, Tensor]:
+        decoder, encoder, logvar = parameters.view(-1, latents).split([pixels, pixels, 1])
+        model = LinearGaussian(decoder, torch.zeros(pixels, dtype=torch.float64), variance)
+        return model, gaussian_kl(x @ encoder, logvar), -model.expected_log_likelihood(x, x @ encoder, logvar).mean()
 
-    _minimize(loss, [decoder, encoder, logvar], kink=free_bits > 0)
-    with torch.no_grad():
-        mu = x @ encoder
-        kl = gaussian_kl(mu, logvar).mean(0).sort(descending=True).values.tolist()
-        distortion = -model.expected_log_likelihood(x, mu, logvar).mean().item()
-        nll = -model.marginal().log_prob(x).mean().item()
-    squared_error = 2 * variance * distortion - variance * x.shape[1] * math.log(2 * math.pi * variance)
-    return LinearVAE(kl, squared_error, distortion, nll)
+    def loss(values: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
+        parameters = torch.from_numpy(values).requires_grad_()
+        _, kl, distortion = terms(parameters)
+        value = distortion + weighted_kl(kl, beta, free_bits)
+        (gradient,) = torch.autograd.grad(value, parameters)
+        return value.item(), gradient.numpy()
 
-
-def _minimize(loss: Callable[[], Tensor], parameters: list[Tensor], kink: bool, steps: int = 1500) -> None:
-    """L-BFGS; or Adam with a falling rate, which slides along the kink of free bits where a line search stops."""
-    optimizer: torch.optim.Optimizer = torch.optim.LBFGS(
-        parameters, max_iter=3000, tolerance_grad=1e-9, tolerance_change=1e-14, line_search_fn="strong_wolfe"
-    )
-    if kink:
-        optimizer = torch.optim.Adam(parameters, lr=0.03)
-    schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, steps, power=2)
-
-    def closure() -> float:
-        optimizer.zero_grad()
-        value = loss()
-        value.backward()
-        return value.item()
-
-    for _ in range(steps if kink else 1):
-        optimizer.step(closure)
-        schedule.step()
+    weights = [0.3 * normal(pixels, latents, seed=10), 0.3 * normal(pixels, latents, seed=11)]
+    start = torch.cat([*weights, torch.zeros(1, latents, dtype=torch.float64)]).flatten().numpy()
+    if free_bits:  # they put a kink into the loss, at which a line search along the gradient stops
+        optimum = minimize(lambda values: loss(values)[0], start, method="Nelder-Mead", tol=1e-9).x
+    else:
+        optimum = minimize(loss, start, jac=True, method="BFGS", options={"gtol": 1e-9}).x
+    model, kl, distortion = terms(torch.from_numpy(optimum))
+    squared_error = 2 * variance * distortion.item() - variance * pixels * math.log(2 * math.pi * variance)
+    nll = -model.marginal().log_prob(x).mean().item()
+    return LinearVAE(tuple(kl.mean(0).sort(descending=True).values.tolist()), squared_error, distortion.item(), nll)

@@ -1,8 +1,7 @@
-"""docs/theory.md: its sections' checks, tables and pictures, written between the page's markers."""
+"""The generated parts of docs/theory.md: each section's checks, table and figure."""
 
-import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,135 +11,91 @@ from matplotlib.figure import Figure
 
 from vae.errors import VAEError
 from vae.files import write_atomically
+from vae.plots.figure import save
 from vae.theory import figures, terms, tradeoff
 from vae.theory.check import ROUNDING, Check
-from vae.theory.linear import EIGENVALUES, NOISE
 
+PAGE = Path("docs/theory.md")
 DPI = 110
 BLOCK = re.compile(r"(<!-- theory:([a-z-]+) -->\n).*?(<!-- /theory:\2 -->)", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Section:
-    """What a section of the page shows of its own: checks, a table of numbers, a picture named like the section."""
+    """What the code adds to a section of the page."""
 
     checks: list[Check]
     table: pd.DataFrame | None = None
     figure: Figure | None = None
 
 
-def elbo() -> Section:
-    """ELBO, evidence and the gap between them."""
-    checks = [*terms.elbo_is_evidence_minus_gap(), *terms.exact_posterior_leaves_no_gap()]
-    return Section(checks, figure=figures.elbo(*terms.elbo_by_posterior()))
-
-
-def reparameterization() -> Section:
-    """Gradients through the sample against those of the score function."""
-    table = terms.gradient_variance_by_latents()
-    shown = pd.DataFrame({"latents": table["latents"].unique()})
-    for name, rows in table.groupby("estimator", sort=False):
-        shown[f"{name}, measured"], shown[f"{name}, exact"] = rows["measured"].to_numpy(), rows["exact"].to_numpy()
-    return Section(terms.gradients_agree_in_mean(), shown, figures.gradient_variance(table))
-
-
-def kl() -> Section:
-    """The closed form of the KL."""
-    return Section(terms.kl_by_sampling())
-
-
-def bernoulli() -> Section:
-    """The Bernoulli likelihood, and what grey targets make of it."""
-    return Section([*terms.bernoulli_is_cross_entropy(), *terms.grey_is_no_likelihood()])
-
-
-def beta() -> Section:
-    """What β is, and where it hides."""
-    return Section([*terms.mean_over_pixels_is_beta_784(), *tradeoff.beta_is_the_noise()])
-
-
-def importance() -> Section:
-    """The importance-weighted bound."""
-    table, at_one, limit = terms.importance_gap()
-    shown = table.assign(**{"K · gap": table["K"] * table["gap"]}).rename(columns={"standard_error": "s.e. of the gap"})
-    return Section(
-        terms.gap_shrinks_with_samples(table, at_one, limit), shown, figures.importance(table, at_one, limit)
-    )
-
-
-def rate_distortion() -> Section:
-    """The trade that β makes, in a linear VAE."""
-    table = tradeoff.rate_distortion()
-    checks = tradeoff.rate_distortion_is_shannons()
-    return Section(checks, table, figures.rate_distortion(table, tradeoff.rate_distortion_curve()))
-
-
-def collapse() -> Section:
-    """Which latents collapse."""
-    trained, curve = tradeoff.kl_by_beta()
-    figure = figures.collapse(trained, curve, EIGENVALUES, NOISE)
-    return Section(tradeoff.components_collapse_below_the_noise(), figure=figure)
-
-
-def aggregate() -> Section:
-    """The aggregate posterior and its holes."""
-    table, checks = tradeoff.mean_kl_splits_in_two()
-    found = {sigma: tradeoff.aggregate_posterior(sigma) for sigma in table.iloc[:, 0]}
-    return Section(checks, table, figures.aggregate(found))
-
-
-SECTIONS: dict[str, Callable[[], Section]] = {
-    "elbo": elbo,
-    "reparameterization": reparameterization,
-    "kl": kl,
-    "bernoulli": bernoulli,
-    "beta": beta,
-    "importance": importance,
-    "rate-distortion": rate_distortion,
-    "collapse": collapse,
-    "aggregate": aggregate,
+SECTIONS: Mapping[str, Callable[[], Section]] = {
+    "elbo": lambda: Section(
+        terms.elbo_is_evidence_minus_gap() + terms.exact_posterior_leaves_no_gap(), figure=figures.elbo()
+    ),
+    "reparameterization": lambda: Section(
+        terms.gradients_agree_in_mean(), terms.gradient_variance_by_latents(), figures.gradient_variance()
+    ),
+    "kl": lambda: Section(terms.kl_by_sampling()),
+    "bernoulli": lambda: Section(terms.bernoulli_is_cross_entropy() + terms.grey_is_no_likelihood()),
+    "beta": lambda: Section(terms.mean_over_pixels_is_beta_784() + tradeoff.beta_is_the_noise()),
+    "importance": lambda: Section(terms.gap_shrinks_with_samples(), terms.importance_gap()[0], figures.importance()),
+    "rate-distortion": lambda: Section(
+        tradeoff.rate_distortion_is_shannons(), tradeoff.rate_distortion(), figures.rate_distortion()
+    ),
+    "collapse": lambda: Section(tradeoff.components_collapse_below_the_noise(), figure=figures.collapse()),
+    "aggregate": lambda: Section(tradeoff.mean_kl_splits_in_two(), tradeoff.aggregate_posterior(), figures.aggregate()),
 }
 
 
 def number(value: float) -> str:
-    """Four significant digits without exponent; what is only rounding is 0."""
+    """Format with four significant digits and no exponent; rounding errors become 0."""
     if abs(value) < ROUNDING:
         return "0"
     return np.format_float_positional(value, 4, fractional=False, trim="-").replace("-", "−")
 
 
 def markdown(section: Section) -> str:
-    """The section's checks and its table, as Markdown."""
-    rows = [
-        [check.statement, number(check.measured), number(check.expected), check.difference] for check in section.checks
-    ]
-    parts = [_table(["checked", "one way", "the other", "difference"], rows)]
-    if section.table is not None:
-        cells = [[number(value) for value in row] for row in section.table.itertuples(index=False)]
-        parts.append(_table([str(name) for name in section.table.columns], cells))
-    return "\n".join(parts)
+    """The section's checks and table in Markdown."""
+    tables = [pd.DataFrame(check.row() for check in section.checks)]
+    tables += [] if section.table is None else [section.table]
+    return "\n\n".join(
+        table.map(lambda cell: cell if isinstance(cell, str) else number(cell))
+        .rename(columns=_escaped)
+        .map(_escaped)
+        .to_markdown(index=False, disable_numparse=True, colalign=["left"] + ["right"] * (table.shape[1] - 1))
+        for table in tables
+    )
 
 
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    # A bar inside a cell would end it.
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+def _escaped(cell: str) -> str:
+    return cell.replace("|", r"\|")  # a bare bar would end the cell
 
 
-def rewrite(page: str, sections: dict[str, Section]) -> str:
-    """The page with each section's numbers between its markers; VAEError where markers and sections don't match."""
-    found = [name for _, name, _ in BLOCK.findall(page)]
-    if sorted(found) != sorted(sections):
-        raise VAEError(f"the page's blocks are {', '.join(found) or 'none'}; they should be {', '.join(sections)}")
-    return BLOCK.sub(lambda block: f"{block[1]}\n{markdown(sections[block[2]])}\n{block[3]}", page)
+def write(path: Path, sections: Mapping[str, Section]) -> None:
+    """Rewrite the tables of the page at `path`, and its figures in the folder of the same name beside it.
 
-
-def write(path: Path, sections: dict[str, Section]) -> None:
-    """Write the page's numbers, and its pictures into the folder beside it that is called like it."""
-    page = rewrite(path.read_text(encoding="utf-8"), sections)
+    Raises VAEError if the page's blocks are not those of `sections`.
+    """
+    page = path.read_text(encoding="utf-8")
+    blocks = [name for _, name, _ in BLOCK.findall(page)]
+    if sorted(blocks) != sorted(sections):
+        raise VAEError(f"{path} has the blocks {', '.join(blocks) or 'none'}, expected are {', '.join(sections)}")
     for name, section in sections.items():
         if section.figure is not None:
-            buffer = io.BytesIO()
-            section.figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
-            write_atomically(path.parent / path.stem / f"{name}.png", buffer.getvalue())
-    write_atomically(path, page)
+            save(section.figure, path.parent / path.stem / f"{name}.png", DPI)
+    write_atomically(path, BLOCK.sub(lambda block: f"{block[1]}\n{markdown(sections[block[2]])}\n\n{block[3]}", page))
+
+
+def main(path: Path = PAGE) -> None:
+    """Print one line per check and rewrite the page at `path`, unless a check fails (VAEError)."""
+    if not path.is_file():
+        raise VAEError(f"{path} not found: run this command in the repository's root")
+    sections = {name: compute() for name, compute in SECTIONS.items()}
+    checks = [(name, check) for name, section in sections.items() for check in section.checks]
+    for name, check in checks:
+        verdict, numbers = "ok    " if check.passed else "FAILED", f"{number(check.value)}  {number(check.reference)}"
+        print(f"{verdict} {name}: {check.statement}:  {numbers}  ({check.difference})")
+    if failed := sum(not check.passed for _, check in checks):
+        raise VAEError(f"{failed} of {len(checks)} checks failed; {path} was not rewritten")
+    write(path, sections)
