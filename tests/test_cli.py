@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tomllib
 from collections import namedtuple
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import pytest
 from PIL import Image
 from pydantic import BaseModel
 
-from support import ENVIRONMENT, ROOT
+from support import ENVIRONMENT
 from vae import cli
 from vae.config import Params, TrainParams
 from vae.data.download import NAMES
@@ -185,11 +184,6 @@ def test_a_parameter_is_not_sought_in_a_path():
     assert cli._as_flags("train.beta is -1; seed is 2; see /home/seed/train.beta") == (
         "--beta is -1; --seed is 2; see /home/seed/train.beta"
     )
-
-
-def test_the_command_is_installed_under_its_name():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert project["project"]["scripts"]["train-vae"] == "vae.cli:main"
 
 
 # A training

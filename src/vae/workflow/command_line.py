@@ -60,6 +60,10 @@ def errors_in_one_line(interrupted: str) -> Iterator[None]:
         if os.environ.get(DEBUG):
             raise
         sys.exit(f"error: {' '.join(str(error).splitlines())}")
+    except ModuleNotFoundError as error:
+        if os.environ.get(DEBUG) or (error.name or "vae").startswith("vae"):
+            raise
+        sys.exit(f"error: {error.name} is not installed: pip install 'vae-mnist-pipeline[pipeline]'")
     except KeyboardInterrupt as interruption:
         print(f"interrupted: {interruption if interruption.args else interrupted}", file=sys.stderr)
         sys.exit(130)
