@@ -104,7 +104,7 @@ def test_there_are_no_other_flags_than_those_and_two_folders():
         ("train.beta", "a number ≥ 0"),
         ("train.max_grad_norm", "a number > 0 or null"),
         ("train.compile", "true or false or auto"),
-        ("train.device", r"auto, cpu, mps, cuda or text like ^cuda:\d+$"),
+        ("train.device", r"auto, cpu, mps, cuda or text like ^(cuda|mps):\d+$"),
         ("train.lr_schedule", "constant, step, cosine, one_cycle"),
         ("model.hidden_dims", "each an integer ≥ 1"),
         ("model.residual", "true or false"),

@@ -67,7 +67,7 @@ def test_validation_size_is_a_number_of_images_or_a_fraction(load, size):
     assert (type(loaded), loaded) == (type(size), size)
 
 
-@pytest.mark.parametrize("name", ["auto", "cpu", "mps", "cuda", "cuda:0", "cuda:12"])
+@pytest.mark.parametrize("name", ["auto", "cpu", "mps", "cuda", "mps:0", "cuda:12"])
 def test_device_names_that_are_allowed(load, name):
     assert load(f"train: {{device: '{name}'}}").train.device == name
 

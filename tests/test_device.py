@@ -1,28 +1,39 @@
 import pytest
 import torch
 
+import vae.device
 from vae.config import TrainParams
-from vae.device import resolve
+from vae.device import full_fp32, resolve
 from vae.errors import ConfigError
 
 
-def test_auto_takes_the_best_device_that_is_there():
+def test_auto_takes_the_best_device():
     best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     assert resolve(TrainParams()).device.type == best
 
 
-def test_the_cpu_is_always_there_and_is_not_compiled_for_unless_asked():
-    assert not resolve(TrainParams(device="cpu")).compile
-    assert resolve(TrainParams(device="cpu", compile=True)).compile
+@pytest.mark.parametrize("name", ["cuda:99", "mps:7", "mps:0", "cuda"])
+def test_a_missing_device_is_refused_with_those_that_exist(name, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=rf"^train.device is '{name}', this machine has cpu \(or say auto\)$"):
+        resolve(TrainParams(device=name))
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
-def test_a_device_that_is_not_there_is_named_with_those_that_are():
-    with pytest.raises(ConfigError, match=r"train.device is 'cuda', this machine has .*cpu"):
-        resolve(TrainParams(device="cuda"))
+def test_devices_may_have_an_index(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    for name in ("cuda", "cuda:1", "mps", "mps:0"):
+        assert resolve(TrainParams(device=name, compile=False)).device == torch.device(name)
+    with pytest.raises(ConfigError, match=r"'cuda:2', this machine has cuda, cuda:0, cuda:1, mps, mps:0, cpu"):
+        resolve(TrainParams(device="cuda:2"))
+    with pytest.raises(ConfigError, match="on mps only fp32"):
+        resolve(TrainParams(device="mps:0", precision="bf16"))
 
 
-def test_precision_decides_the_type_of_matrix_products_only():
+def test_precision_is_that_of_matrix_products_only():
     x = torch.ones(2, 2)
     for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         hardware = resolve(TrainParams(device="cpu", precision=precision))
@@ -30,3 +41,82 @@ def test_precision_decides_the_type_of_matrix_products_only():
             assert (x @ x).dtype == dtype
             assert x.sum().dtype == torch.float32
         assert precision in str(hardware)
+
+
+# TF32
+
+
+def fp32_settings():
+    backends = torch.backends
+    precisions = [
+        setting.fp32_precision
+        for setting in (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn, backends.mkldnn.matmul)
+    ]
+    return [*precisions, torch.get_float32_matmul_precision(), backends.cudnn.allow_tf32]
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_fp32_is_fp32_whatever_the_process_has_set_and_its_settings_are_restored(precision):
+    initial = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision(precision)
+        before = fp32_settings()
+        with pytest.raises(KeyError), full_fp32():
+            assert fp32_settings() == ["ieee"] * 4 + ["highest", False]
+            raise KeyError
+        assert fp32_settings() == before
+    finally:
+        torch.set_float32_matmul_precision(initial)
+
+
+# torch.compile
+
+
+def cuda(monkeypatch, capability=(9, 0)):
+    """A machine with one CUDA GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Some GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(vae.device.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(vae.device, "find_spec", lambda name: name)
+
+
+def test_auto_compiles_on_cuda_only(monkeypatch):
+    cuda(monkeypatch)
+    assert str(resolve(TrainParams())) == "cuda (Some GPU), fp32, compiled"
+    assert not resolve(TrainParams(device="cpu")).compile
+    assert resolve(TrainParams(device="cpu", compile=True)).compile
+
+
+@pytest.mark.parametrize(
+    ("lacks", "reason"),
+    [
+        ("triton", "Triton is not installed"),
+        ("capability", "Triton needs a GPU of compute capability 7.0, this one has 6.1"),
+        ("compiler", "Triton found no C compiler"),
+    ],
+)
+def test_auto_runs_eagerly_on_a_gpu_that_cannot_compile_and_says_why(lacks, reason, monkeypatch):
+    cuda(monkeypatch, capability=(6, 1) if lacks == "capability" else (9, 0))
+    if lacks == "triton":
+        monkeypatch.setattr(vae.device, "find_spec", lambda _: None)
+    if lacks == "compiler":
+        monkeypatch.setattr(vae.device.shutil, "which", lambda _: None)
+    hardware = resolve(TrainParams())
+    assert not hardware.compile
+    assert f"fp32, eager ({reason}" in str(hardware)
+    with pytest.raises(ConfigError, match=f"^train.compile is true, but {reason}"):
+        resolve(TrainParams(compile=True))
+
+
+def test_compiling_on_the_cpu_needs_a_cpp_compiler(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(ConfigError, match=r"train.compile is true, but there is no C\+\+ compiler '.*' \(.*CXX"):
+        resolve(TrainParams(device="cpu", compile=True))
+    compiler = tmp_path / "my-compiler"
+    compiler.touch(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    assert resolve(TrainParams(device="cpu", compile=True)).compile

@@ -1,7 +1,13 @@
-"""Where and how precisely to compute: `auto` resolved to what this machine has."""
+"""Hardware: the settings `device`, `precision` and `compile`, with `auto` resolved to what this machine has."""
 
-from contextlib import AbstractContextManager
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
 
 import torch
 
@@ -11,37 +17,67 @@ from vae.errors import ConfigError
 
 @dataclass(frozen=True)
 class Hardware:
-    """A device, the precision of its matrix products, and whether the training step is compiled."""
+    """A device, the precision of its matrix products ("fp32" or "bf16"), and whether the training step is compiled.
+
+    `eager_reason` says what `compile: auto` found missing, if anything.
+    """
 
     device: torch.device
-    precision: str  # "fp32" or "bf16"
+    precision: str
     compile: bool
+    eager_reason: str = ""
 
     def autocast(self) -> AbstractContextManager[None]:
-        """Matrix products in bf16 where the precision says so; weights and sums stay in fp32."""
+        """Matrix products in bf16 if that is the precision; weights and sums stay in fp32."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
 
     def __str__(self) -> str:
-        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else ""
+        name = f" ({torch.cuda.get_device_name(self.device)})" if self.device.type == "cuda" else ""
         threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
-        compiled = ", compiled" if self.compile else ""
-        return f"{self.device}{f' ({name})' if name else ''}{threads}, {self.precision}{compiled}"
+        mode = "compiled" if self.compile else "eager"
+        reason = f" ({self.eager_reason})" if self.eager_reason else ""
+        return f"{self.device}{name}{threads}, {self.precision}, {mode}{reason}"
 
 
 def resolve(params: TrainParams) -> Hardware:
     """Resolve `device`, `precision` and `compile` of `params`.
 
-    Raises ConfigError where a device or precision is asked for by name and is not there.
+    Raises ConfigError if this machine lacks what is asked for by name.
     """
     device = _device(params.device)
-    compiled = device.type == "cuda" if params.compile == "auto" else params.compile
-    return Hardware(device, _precision(params.precision, device), compiled)
+    wanted = device.type == "cuda" if params.compile == "auto" else params.compile
+    missing = _missing_for_compile(device) if wanted else ""
+    if missing and params.compile is True:
+        raise ConfigError(f"train.compile is true, but {missing} (allowed is auto, which then runs without it)")
+    return Hardware(device, _precision(params.precision, device), wanted and not missing, missing)
+
+
+@contextmanager
+def full_fp32() -> Iterator[None]:
+    """Compute fp32 matrix products and convolutions on CUDA in fp32, not in TF32 (which has 10 bits of mantissa).
+
+    PyTorch convolves in TF32 unless told otherwise. The process-wide settings are restored on exit.
+    """
+    backends: Any = torch.backends
+    settings = backends.cuda.matmul, backends.mkldnn.matmul, backends.cudnn.conv, backends.cudnn.rnn
+    before = matmul, on_cpu, conv, _ = [setting.fp32_precision for setting in settings]
+    torch.set_float32_matmul_precision("highest")
+    backends.cudnn.allow_tf32 = False
+    for setting in settings:
+        setting.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision("medium" if on_cpu == "bf16" else "high" if matmul == "tf32" else "highest")
+        backends.cudnn.allow_tf32 = conv == "tf32"
+        for setting, precision in zip(settings, before, strict=True):
+            setting.fp32_precision = precision  # "none" (inherited), too, which the two lines above can't restore
 
 
 def _device(name: str) -> torch.device:
     available = ["cpu"]
     if torch.backends.mps.is_available():
-        available.insert(0, "mps")
+        available[:0] = ["mps", "mps:0"]
     if torch.cuda.is_available():
         available[:0] = ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
     if name == "auto":
@@ -60,9 +96,26 @@ def _precision(name: str, device: torch.device) -> str:
 
 
 def _has_fast_bf16(device: torch.device) -> bool:
-    """Whether bf16 is in the hardware; elsewhere it is emulated, and slower than fp32."""
+    """Whether the hardware computes in bf16; emulated, it is slower than fp32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return False
+
+
+def _missing_for_compile(device: torch.device) -> str:
+    """What torch.compile lacks on `device`: "" if nothing. It generates C++ for CPUs and Triton kernels for GPUs."""
+    if device.type == "cuda":
+        if not find_spec("triton"):
+            return "Triton is not installed"
+        capability = torch.cuda.get_device_capability(device)
+        if not torch.version.hip and capability < (7, 0):
+            return f"Triton needs a GPU of compute capability 7.0, this one has {capability[0]}.{capability[1]}"
+        if not any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))):
+            return "Triton found no C compiler (gcc, clang, or the environment variable CC)"
+    if device.type == "cpu":
+        compiler = os.environ.get("CXX") or {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+        if not shutil.which(compiler):
+            return f"there is no C++ compiler '{compiler}' (the environment variable CXX names another one)"
+    return ""

@@ -1,11 +1,12 @@
-"""Which optimiser moves which weights, and at which rate; and convolutions whose kernels are matrices."""
+"""Which optimizer updates which weights, and at which rate; and convolutions whose kernels are matrices."""
 
 import math
 
 import pytest
 import torch
 from torch import nn
-from torch.optim import Adam, Muon
+from torch.optim import Adam
+from torch.optim import Muon as TorchMuon
 
 from vae.config import ModelParams, TrainParams
 from vae.data.datasets import Split
@@ -13,7 +14,7 @@ from vae.device import Hardware
 from vae.models.networks import Conv
 from vae.models.vae import VAE
 from vae.training.loop import fit
-from vae.training.optimizers import MUON_MAX_SIDE, make_optimizers, make_schedule
+from vae.training.optimizers import MUON_MAX_SIDE, MatrixMuon, make_optimizers, make_schedule
 
 CPU = Hardware(torch.device("cpu"), "fp32", compile=False)
 NETWORKS = {
@@ -40,6 +41,8 @@ def model_of(name):
 
 
 def moved_by(optimizer):
+    if isinstance(optimizer, MatrixMuon):
+        return optimizer.weights
     return [weight for group in optimizer.param_groups for weight in group["params"]]
 
 
@@ -53,7 +56,7 @@ def names_of(model, weights):
 def test_every_weight_is_moved_by_exactly_one_optimizer(name, optimizer):
     model = model_of(name)
     optimizers = make_optimizers(model, TrainParams(optimizer=optimizer))
-    assert [type(each) for each in optimizers] == ([Adam, Muon] if optimizer == "muon" else [Adam])
+    assert [type(each) for each in optimizers] == ([Adam, MatrixMuon] if optimizer == "muon" else [Adam])
     moved = [id(weight) for each in optimizers for weight in moved_by(each)]
     assert sorted(moved) == sorted(map(id, model.parameters()))
 
@@ -119,6 +122,21 @@ def test_muons_updates_are_orthogonal_and_as_large_as_adams(shape):
     values = torch.linalg.svdvals(update) / (0.2 * math.sqrt(max(shape)))
     assert ((values > 0.6) & (values < 1.3)).all(), "Newton-Schulz brings the singular values near 1"
     assert (update * model.weight.grad).sum() > 0
+
+
+def test_muon_updates_a_kernel_as_pytorchs_muon_does_its_matrix():
+    """Also after the model's memory was replaced, as moving it to another device and back does."""
+    kernel = nn.Parameter(torch.randn(6, 2, 3, 3, generator=torch.Generator().manual_seed(0)))
+    matrix = nn.Parameter(kernel.detach().flatten(1).clone())
+    options = {"lr": 0.05, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
+    ours, theirs = MatrixMuon([kernel], **options), TorchMuon([matrix], **options)
+    for step in range(3):
+        kernel.grad = torch.randn(kernel.shape, generator=torch.Generator().manual_seed(step))
+        matrix.grad = kernel.grad.flatten(1).clone()
+        ours.step()
+        theirs.step()
+        assert torch.equal(kernel.flatten(1), matrix)
+        kernel.data = kernel.data.clone()
 
 
 # Schedules, a quarter of the way, half, three quarters, and at the end
