@@ -74,7 +74,7 @@ def trained(
 ) -> tuple[VAE, list[Record]]:
     """The model of `params` after `fit()`, and its records; `on_epoch` sees both after each epoch."""
     model = VAE.from_params(params.model, params.seed)
-    model.start_from(train.images)
+    model.initialize_from_data(train.images)
     records: list[Record] = []
 
     def note(record: Record) -> None:

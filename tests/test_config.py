@@ -10,8 +10,6 @@ from support import ROOT
 from vae.config import Params, load_params
 from vae.errors import ConfigError
 
-PROJECT = ROOT
-
 
 @pytest.fixture
 def load(tmp_path):
@@ -34,11 +32,11 @@ def refused(load, content, *args):
     return message
 
 
-def test_the_projects_params_load_and_leave_no_key_to_its_default():
-    tree = YAML(typ="safe", pure=True).load((PROJECT / "params.yaml").read_text(encoding="utf-8"))
-    params = load_params(PROJECT / "params.yaml")
+def test_params_yaml_says_all_of_the_defaults():
+    tree = YAML(typ="safe", pure=True).load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    assert load_params(ROOT / "params.yaml") == Params()
     assert set(tree) == set(Params.model_fields)
-    for name, value in params:
+    for name, value in Params():
         if isinstance(value, BaseModel):
             assert set(tree[name]) == set(type(value).model_fields), name
 
@@ -175,13 +173,13 @@ def test_bundled_digits_are_mnist_only(load, dataset):
     [
         (
             "model: {architecture: conv, decoder_skip: true}",
-            "model: decoder_skip is for architecture 'mlp', not 'conv'",
+            "model: decoder_skip requires architecture 'mlp', not 'conv'",
         ),
         (
             "model: {architecture: conv, activation: glu}",
-            "model: activation 'glu' is for architecture 'mlp', not 'conv'",
+            "model: activation 'glu' requires architecture 'mlp', not 'conv'",
         ),
-        ("model: {dense_dims: [8]}", "model: dense_dims is for architecture 'conv', not 'mlp': say hidden_dims"),
+        ("model: {dense_dims: [8]}", "model: dense_dims requires architecture 'conv', not 'mlp': use hidden_dims"),
         (
             "train: {epochs: 10, kl_cycles: 3}",
             "train: kl_warmup_epochs is 0, with kl_cycles 3 allowed is 1 to 3: the warm-up is a part of each cycle",
@@ -190,22 +188,22 @@ def test_bundled_digits_are_mnist_only(load, dataset):
             "train: {epochs: 10, kl_cycles: 3, kl_warmup_epochs: 4}",
             "train: kl_warmup_epochs is 4, with kl_cycles 3 allowed is 1 to 3: the warm-up is a part of each cycle",
         ),
-        ("train: {doubly_reparameterized: true}", "train: doubly_reparameterized is for objective 'iwae'"),
+        ("train: {doubly_reparameterized: true}", "train: doubly_reparameterized requires objective 'iwae'"),
         (
             "train: {objective: iwae, free_bits: 0.1}",
-            "train: free_bits is for objective 'elbo': the importance-weighted bound has no KL term",
+            "train: free_bits requires objective 'elbo': the importance-weighted bound has no KL term",
         ),
-        ("train: {objective: iwae, mmd: 1}", "train: mmd is for objective 'elbo'"),
+        ("train: {objective: iwae, mmd: 1}", "train: mmd requires objective 'elbo'"),
         *[
             (
                 f"train: {{free_bits: 0.1}}\nmodel: {{{unfit}}}",
-                "train.free_bits needs a KL for each dimension: model.prior 'standard', no lower_latent_dim",
+                "train.free_bits requires a KL per dimension: model.prior 'standard', no lower_latent_dim",
             )
             for unfit in ("prior: vampprior", "prior: gaussian_mixture", "lower_latent_dim: 2")
         ],
         (
             "train: {objective: iwae, doubly_reparameterized: true}\nmodel: {lower_latent_dim: 2}",
-            "train.doubly_reparameterized is for models without lower_latent_dim",
+            "train.doubly_reparameterized requires a model without lower_latent_dim",
         ),
     ],
 )
@@ -221,7 +219,7 @@ def test_what_cannot_go_together_is_refused_by_name(load, content, problem):
         "model: {architecture: conv, dense_dims: [64, 32], lower_latent_dim: 2}",
         "train: {epochs: 10, kl_cycles: 3, kl_warmup_epochs: 3}",
         "train: {optimizer: muon, muon_learning_rate: 0.01}",
-        "train: {free_bits: 0.1, importance_samples: 5, mmd: 1, kl_cycles: 4, kl_warmup_epochs: 2}",
+        "train: {free_bits: 0.1, mmd: 1, kl_cycles: 4, kl_warmup_epochs: 2}\nmodel: {prior: standard}",
         "train: {objective: iwae, doubly_reparameterized: true}\nmodel: {prior: vampprior}",
         "train: {objective: iwae}\nmodel: {lower_latent_dim: 2}",
     ],
@@ -356,7 +354,7 @@ def test_a_space_may_hold_what_only_goes_with_other_values(load):
     params = load("train: {objective: iwae}\nsearch: {space: {doubly_reparameterized: [true, false]}}")
     assert params.search.space == {"doubly_reparameterized": (True, False)}
     assert params.replaced({"train.doubly_reparameterized": True}).train.doubly_reparameterized
-    with pytest.raises(ConfigError, match=r"^train: doubly_reparameterized is for objective 'iwae'$"):
+    with pytest.raises(ConfigError, match=r"^train: doubly_reparameterized requires objective 'iwae'$"):
         params.replaced({"train.doubly_reparameterized": True, "train.objective": "elbo"})
 
 

@@ -3,12 +3,22 @@
 import difflib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    ValidationError,
+    create_model,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError, core_schema
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -17,9 +27,7 @@ from vae.errors import ConfigError
 DatasetName = Literal["MNIST", "FashionMNIST", "KMNIST"]
 Source = Literal["auto", "mirror", "directory", "bundled"]
 Binarization = Literal["dynamic", "static", "threshold", "none"]
-Architecture = Literal["mlp", "conv"]
 Activation = Literal["silu", "relu", "gelu", "tanh", "glu"]
-PriorName = Literal["standard", "gaussian_mixture", "vampprior"]
 Initialization = Literal["default", "xavier", "kaiming", "orthogonal"]
 OptimizerName = Literal["adam", "muon"]
 LRSchedule = Literal["constant", "step", "cosine", "one_cycle"]
@@ -28,6 +36,33 @@ Precision = Literal["auto", "fp32", "bf16"]
 TrainObjective = Literal["elbo", "iwae"]
 Objective = Literal["elbo", "rate_distortion"]
 Pruner = Literal["median", "hyperband", "none"]
+
+# The names of a model's parts. A new part is a class in `vae.models`, and its name here.
+ARCHITECTURE_NAMES = ["mlp", "conv"]
+PRIOR_NAMES = ["standard", "gaussian_mixture", "vampprior"]
+FACTORIZED_PRIORS = {"standard"}  # those with independent dimensions, whose KL has a closed form for each
+LIKELIHOOD_NAMES = ["bernoulli"]
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Annotates a string that must be one of `names`; the list may grow after the annotation is made."""
+
+    names: list[str]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: core_schema.CoreSchema, handler: Any) -> dict[str, Any]:
+        return {"enum": self.names}
+
+    def _check(self, name: str) -> str:
+        if name not in self.names:
+            *others, last = map(repr, self.names)
+            allowed = f"{', '.join(others)} or {last}" if others else last
+            raise PydanticCustomError("one_of", "Input should be {allowed}", {"allowed": allowed})
+        return name
+
 
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -61,7 +96,7 @@ class DataParams(Section):
     """Base URLs to try before torchvision's: http://, https:// or file://."""
     binarization: Binarization = "dynamic"
     """How grey becomes black and white: drawn for every batch, drawn once, cut at 0.5, or not at all."""
-    validation_size: PositiveInt | Annotated[float, Field(gt=0, lt=1)] = 5000
+    validation_size: PositiveInt | Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Training images to choose the best epoch by: a number of them, or a fraction."""
 
     @field_validator("mirrors")
@@ -74,99 +109,101 @@ class DataParams(Section):
 
 
 class ModelParams(Section):
-    """The network."""
+    """The model's parts and sizes."""
 
-    architecture: Architecture = "mlp"
-    """Fully connected or convolutional layers."""
-    hidden_dims: Annotated[tuple[PositiveInt, ...], Field(min_length=1, strict=False)] = (512, 512)
-    """The encoder's layer widths (conv: channels); the decoder mirrors them."""
+    architecture: Annotated[str, OneOf(ARCHITECTURE_NAMES)] = "mlp"
+    """Fully connected or convolutional encoder and decoder."""
+    hidden_dims: Annotated[tuple[PositiveInt, ...], Field(min_length=1, strict=False)] = (512, 512, 512)
+    """Widths of the encoder's layers (conv: channels); the decoder has them in reverse."""
     dense_dims: Annotated[tuple[PositiveInt, ...], Field(strict=False)] = ()
-    """Widths of fully connected layers between convolutions and latents (`conv`); the decoder mirrors them."""
-    latent_dim: PositiveInt = 32
+    """Widths of fully connected layers between convolutions and latents (conv)."""
+    latent_dim: PositiveInt = 40
     """Latent dimensions."""
     activation: Activation = "silu"
-    """The nonlinearity between layers; glu is a gated linear unit (`mlp`)."""
+    """Nonlinearity; glu is a gated linear unit (mlp)."""
     residual: bool = True
     """Add a layer's input to its output where the widths are equal."""
     decoder_skip: bool = False
-    """Feed the latents to every layer of the decoder, not only to its first (`mlp`)."""
+    """Feed the latents to every layer of the decoder, not only to the first (mlp)."""
     initialization: Initialization = "default"
-    """How the weights are drawn: PyTorch's own way, or one that sets biases to 0."""
-    prior: PriorName = "standard"
-    """p(z): a standard normal, or a learned mixture."""
+    """Weight initialization; all but PyTorch's default set biases to 0."""
+    prior: Annotated[str, OneOf(PRIOR_NAMES)] = "gaussian_mixture"
+    """p(z): a standard normal, a learned mixture of normals, or the VampPrior."""
     prior_components: PositiveInt = 500
-    """How many normal distributions a mixture has."""
+    """Components of a mixture prior."""
+    likelihood: Annotated[str, OneOf(LIKELIHOOD_NAMES)] = "bernoulli"
+    """p(x|z): the distribution of the pixels."""
     lower_latent_dim: PositiveInt | None = None
-    """Latents of a second stochastic layer, in the decoder (`conv`: at each position); null: there is none."""
+    """Latents of a second stochastic layer, in the decoder (conv: at each position); null: no such layer."""
 
     @model_validator(mode="after")
-    def _some_things_are_those_of_an_mlp(self) -> Self:
+    def _check_architecture(self) -> Self:
         if self.decoder_skip and self.architecture != "mlp":
-            raise ValueError(f"decoder_skip is for architecture 'mlp', not '{self.architecture}'")
+            raise ValueError(f"decoder_skip requires architecture 'mlp', not '{self.architecture}'")
         if self.dense_dims and self.architecture != "conv":
-            raise ValueError(f"dense_dims is for architecture 'conv', not '{self.architecture}': say hidden_dims")
+            raise ValueError(f"dense_dims requires architecture 'conv', not '{self.architecture}': use hidden_dims")
         if self.activation == "glu" and self.architecture != "mlp":
-            raise ValueError(f"activation 'glu' is for architecture 'mlp', not '{self.architecture}'")
+            raise ValueError(f"activation 'glu' requires architecture 'mlp', not '{self.architecture}'")
         return self
 
     @property
-    def kl_is_exact(self) -> bool:
+    def kl_per_dimension(self) -> bool:
         """Whether the KL has a closed form, dimension by dimension; otherwise it is estimated from samples."""
-        return self.prior == "standard" and not self.lower_latent_dim
+        return self.prior in FACTORIZED_PRIORS and not self.lower_latent_dim
 
 
 class TrainParams(Section):
-    """How `fit()` trains."""
+    """Training with `fit()`."""
 
-    epochs: PositiveInt = 40
+    epochs: PositiveInt = 32
     """Passes over the training images."""
-    batch_size: PositiveInt = 128
-    """Images a training step."""
+    batch_size: PositiveInt = 256
+    """Images per training step."""
     optimizer: OptimizerName = "adam"
-    """What moves the weights; muon is for the matrices, with Adam for the rest."""
-    learning_rate: PositiveFloat = 1e-3
-    """Where the schedule starts; the peak of one_cycle."""
+    """Optimizer; muon is for convolution kernels and small matrices, with Adam for all other weights."""
+    learning_rate: PositiveFloat = 3e-3
+    """Adam's initial learning rate; with one_cycle, its peak."""
     muon_learning_rate: PositiveFloat = 6e-3
-    """The same, of muon."""
-    lr_schedule: LRSchedule = "constant"
-    """How the learning rate moves, step by step."""
+    """The same for Muon."""
+    lr_schedule: LRSchedule = "one_cycle"
+    """Learning rate by step."""
     weight_decay: NonNegativeFloat = 0.0
-    """Adam's L2 penalty; muon's decoupled decay."""
+    """Adam's L2 penalty; Muon's decoupled weight decay."""
     max_grad_norm: PositiveFloat | None = None
-    """Clip the gradient's norm to this; null: don't."""
+    """Clip the gradient's norm to this; null: no clipping."""
     objective: TrainObjective = "elbo"
-    """What is maximised: the ELBO, or the importance-weighted bound."""
+    """What is maximized: the ELBO, or the importance-weighted bound."""
     importance_samples: PositiveInt = 1
-    """Posterior samples an image: the ELBO's are averaged, the importance-weighted bound's are combined."""
+    """Posterior samples per image."""
     doubly_reparameterized: bool = False
-    """Train the encoder with the importance-weighted bound's gradient of less variance (DReG)."""
+    """Use the lower-variance encoder gradient of the importance-weighted bound (DReG)."""
     beta: NonNegativeFloat = 1.0
     """Weight of the KL."""
     kl_warmup_epochs: Annotated[int, Field(ge=0)] = 0
-    """Epochs in which that weight rises linearly to beta."""
+    """Epochs over which that weight rises linearly to beta."""
     kl_cycles: PositiveInt = 1
-    """How often it does: the training is divided into that many cycles, each with such a rise."""
+    """How many times it rises: cyclical annealing."""
     free_bits: NonNegativeFloat = 0.0
-    """Nats per latent dimension below which the KL isn't pressed further."""
+    """Nats per latent dimension below which the KL is not penalized."""
     early_stopping_patience: PositiveInt | None = None
-    """Epochs without a better validation −ELBO before stopping; null: never."""
+    """Epochs without a better validation result before training stops; null: never."""
     device: DeviceName = "auto"
-    """Where to compute; auto takes the best that is there."""
+    """Device; auto is the fastest available."""
     precision: Precision = "auto"
-    """Of the matrix products; auto is bf16 where the hardware has it."""
+    """Precision of the matrix products; auto is bf16 where the hardware supports it."""
     compile: bool | Literal["auto"] = "auto"
-    """Compile the training step; auto does on CUDA."""
+    """Compile the training step; auto: on CUDA."""
     mmd: NonNegativeFloat = 0.0
-    """Weight of the squared MMD between posterior samples and prior in the loss, in nats; 0: none is computed."""
+    """Weight of the squared MMD between posterior samples and prior in the loss, in nats; 0: not computed."""
 
     @model_validator(mode="after")
-    def _the_bound_allows_it(self) -> Self:
+    def _check_objective(self) -> Self:
         if self.doubly_reparameterized and self.objective != "iwae":
-            raise ValueError("doubly_reparameterized is for objective 'iwae'")
+            raise ValueError("doubly_reparameterized requires objective 'iwae'")
         if self.free_bits and self.objective != "elbo":
-            raise ValueError("free_bits is for objective 'elbo': the importance-weighted bound has no KL term")
+            raise ValueError("free_bits requires objective 'elbo': the importance-weighted bound has no KL term")
         if self.mmd and self.objective != "elbo":
-            raise ValueError("mmd is for objective 'elbo'")
+            raise ValueError("mmd requires objective 'elbo'")
         if self.kl_cycles > 1 and not 0 < self.kl_warmup_epochs <= self.epochs / self.kl_cycles:
             raise ValueError(
                 f"kl_warmup_epochs is {self.kl_warmup_epochs}, with kl_cycles {self.kl_cycles} allowed is 1 to "
@@ -176,11 +213,11 @@ class TrainParams(Section):
 
 
 def check_together(model: ModelParams, train: TrainParams) -> None:
-    """Raise ValueError where `model` can't be trained as `train` says."""
-    if train.free_bits and not model.kl_is_exact:
-        raise ValueError("train.free_bits needs a KL for each dimension: model.prior 'standard', no lower_latent_dim")
+    """Raise ValueError where `model` can't be trained with `train`."""
+    if train.free_bits and not model.kl_per_dimension:
+        raise ValueError("train.free_bits requires a KL per dimension: model.prior 'standard', no lower_latent_dim")
     if train.doubly_reparameterized and model.lower_latent_dim:
-        raise ValueError("train.doubly_reparameterized is for models without lower_latent_dim")
+        raise ValueError("train.doubly_reparameterized requires a model without lower_latent_dim")
 
 
 class EvaluateParams(Section):
@@ -188,7 +225,7 @@ class EvaluateParams(Section):
 
     importance_samples: PositiveInt = 500
     """Posterior samples per test image, for the NLL; with one it is the −ELBO."""
-    chunk_size: PositiveInt = 4096
+    chunk_size: PositiveInt = 4000
     """Latents decoded at a time: bounds the memory."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the decoder's matrix products; bf16 is faster where the hardware has it."""

@@ -11,7 +11,7 @@ from vae.models.vae import VAE
 
 
 def model_of(latents, **prior):
-    return VAE.from_params(ModelParams(hidden_dims=(16,), latent_dim=latents, **prior), 0)
+    return VAE.from_params(ModelParams(hidden_dims=(16,), latent_dim=latents, **({"prior": "standard"} | prior)), 0)
 
 
 def posteriors(n, latents, seed=10):  # not that of `split_kl`'s draws

@@ -17,7 +17,7 @@ from vae.models.vae import VAE
 
 
 def model_of(latents=2, seed=0):
-    return VAE.from_params(ModelParams(hidden_dims=(16,), latent_dim=latents), seed)
+    return VAE.from_params(ModelParams(hidden_dims=(16,), latent_dim=latents, prior="standard"), seed)
 
 
 def binary_images(n, seed=0):
@@ -89,8 +89,8 @@ def test_chunks_smaller_than_an_images_samples_give_the_same_estimate():
 
 def test_at_most_a_chunk_of_latents_is_decoded_at_a_time(monkeypatch):
     sizes = []
-    draw = VAE.draw
-    monkeypatch.setattr(VAE, "draw", lambda self, x, noise: sizes.append(noise[..., 0].numel()) or draw(self, x, noise))
+    decode = VAE.decode
+    monkeypatch.setattr(VAE, "decode", lambda self, z: sizes.append(z[..., 0].numel()) or decode(self, z))
     evaluate(model_of(), TARGETS, LABELS, EvaluateParams(importance_samples=50, chunk_size=128))
     assert max(sizes) <= 128
     assert sum(sizes) == 23 * 50
@@ -98,8 +98,8 @@ def test_at_most_a_chunk_of_latents_is_decoded_at_a_time(monkeypatch):
 
 def test_each_image_is_encoded_once(monkeypatch):
     sizes = []
-    encoding = VAE.encoding
-    monkeypatch.setattr(VAE, "encoding", lambda self, x: sizes.append(len(x)) or encoding(self, x))
+    encode = VAE.encode
+    monkeypatch.setattr(VAE, "encode", lambda self, x: sizes.append(len(x)) or encode(self, x))
     evaluate(model_of(), TARGETS, LABELS, EvaluateParams(importance_samples=50, chunk_size=128))
     assert sum(sizes) == 23
 

@@ -6,13 +6,18 @@ import torch
 from safetensors.torch import save_file
 
 from vae import VAE
-from vae.config import ModelParams
+from vae.config import EvaluateParams, ModelParams, TrainParams
+from vae.data.binarization import binarize_once
+from vae.data.datasets import Split
+from vae.device import resolve
 from vae.errors import ConfigError, WeightsError
+from vae.evaluation.likelihood import evaluate
 from vae.models.distributions import importance_weighted_bound
-from vae.models.likelihoods import bernoulli_nll
+from vae.models.networks import Posterior
+from vae.training.loop import fit
 
-MLP = {"hidden_dims": [24, 16], "latent_dim": 3}
-CONV = {"architecture": "conv", "hidden_dims": [4, 6], "latent_dim": 3}
+MLP = {"hidden_dims": [24, 16], "latent_dim": 3, "prior": "standard"}
+CONV = {"architecture": "conv", "hidden_dims": [4, 6], "latent_dim": 3, "prior": "standard"}
 
 
 SKIP = {**MLP, "decoder_skip": True}
@@ -48,8 +53,13 @@ def model(request):
 
 def test_shapes_are_those_that_the_docstrings_promise(model):
     x = torch.rand(5, 784)
-    logits, mu, logvar = model(x)
-    assert (logits.shape, mu.shape, logvar.shape) == ((5, 784), (5, 3), (5, 3))
+    mu, logvar = model.encode(x)
+    assert mu.shape == logvar.shape == (5, 3)
+    assert [part.shape for part in model(x)[:1]] == [(5, 1)]
+    terms = model(x, torch.randn(5, 4, model.noise_dim))
+    assert terms.nll.shape == terms.log_ratio.shape == (5, 4)
+    assert terms.z.shape == (5, 4, 3)
+    assert len(terms.kl) == 5
     assert model.decode(torch.randn(2, 7, 3)).shape == (2, 7, 784)
     assert model.decode(torch.randn(3)).shape == (784,)
     assert model.sample(4).shape == model.reconstruct(x[:4]).shape == (4, 784)
@@ -81,12 +91,11 @@ def test_reparameterized_samples_have_the_posteriors_moments(model):
 @pytest.mark.parametrize("objective", ["elbo", "iwae"])
 def test_gradients_reach_every_weight(model, objective):
     x, noise = torch.rand(8, 784), torch.randn(8, 5, model.noise_dim)
-    draws = model.draw(model.encoding(x), noise)
-    nll = bernoulli_nll(draws.logits, x[:, None])
+    terms = model(x, noise)
     if objective == "elbo":
-        loss = nll.mean() + model.kl(draws).sum(1).mean()
+        loss = terms.nll.mean() + terms.kl.sum(1).mean()
     else:
-        loss = -importance_weighted_bound(-nll - model.log_ratio(draws)).mean()
+        loss = -importance_weighted_bound(terms.log_weights).mean()
     loss.backward()
     missed = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert missed == []
@@ -110,21 +119,22 @@ def test_gated_linear_units_encode_and_decode_by_their_formula(residual, skip):
     h = gated(first, x)
     h = gated(second, h) + (h if residual else 0)
     expected = h @ model.encoder.head.weight.T + model.encoder.head.bias
-    torch.testing.assert_close(torch.cat(model.encode(x), 1), expected)
+    torch.testing.assert_close(torch.cat(list(model.encode(x)), 1), expected)
     first, second = (layer.linear for layer in model.decoder.hidden)
     joined = (lambda h: torch.cat([h, z], 1)) if skip else (lambda h: h)
     h = gated(first, z) + (z if residual else 0)
     h = gated(second, joined(h)) + (h if residual else 0)
     logits = joined(h) @ model.decoder.head.weight.T + model.decoder.head.bias
     torch.testing.assert_close(model.decode(z), logits)
-    noise = torch.randn(5, 6)
-    found, mu, logvar = model(x, noise)
-    torch.testing.assert_close(found, model.decode(mu + torch.exp(0.5 * logvar) * noise))
+    noise = torch.randn(5, 1, 6)
+    mu, logvar = (part[:, None] for part in model.encode(x))
+    samples = model.sample_posterior(model.encode(x), noise)
+    torch.testing.assert_close(samples.output, model.decode(mu + torch.exp(0.5 * logvar) * noise))
 
 
 def test_the_output_bias_makes_an_untrained_decoder_start_from_the_mean_image(model):
     mean = torch.linspace(0.05, 0.95, 784)
-    model.start_from(mean.expand(3, -1))
+    model.initialize_from_data(mean.expand(3, -1))
     torch.testing.assert_close(model.output_bias.sigmoid(), mean)
     zero_weights = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
     zero_weights["decoder.output_bias" if "decoder.output_bias" in zero_weights else "decoder.head.bias"] = (
@@ -135,7 +145,7 @@ def test_the_output_bias_makes_an_untrained_decoder_start_from_the_mean_image(mo
 
 
 def test_pixels_that_are_always_black_get_a_finite_bias(model):
-    model.start_from(torch.tensor([0, 255], dtype=torch.uint8).repeat(392)[None])
+    model.initialize_from_data(torch.tensor([0, 255], dtype=torch.uint8).repeat(392)[None])
     assert model.output_bias.isfinite().all()
 
 
@@ -205,7 +215,7 @@ def test_the_default_initialization_is_pytorchs_own():
 
 
 @pytest.mark.parametrize("initialization", ["xavier", "kaiming", "orthogonal"])
-def test_save_and_load_bring_back_a_model_whose_weights_were_drawn_otherwise(initialization, tmp_path):
+def test_save_and_load_bring_back_a_model_with_another_initialization(initialization, tmp_path):
     model = VAE(**SKIP, initialization=initialization)
     model.save(tmp_path / "vae.safetensors")
     z = torch.randn(4, 3)
@@ -259,6 +269,14 @@ def test_weights_that_contradict_their_own_configuration_are_refused_in_one_line
     assert "\n" not in str(caught.value)
 
 
+def test_hostile_metadata_is_refused_in_one_line(tmp_path):
+    for metadata in ("[" * 5000, '{"latent_dim": ' + "9" * 5000 + "}", '{"latent_dim": 1e300}', "null"):
+        save_file({"a": torch.zeros(2)}, tmp_path / "vae.safetensors", {"vae": metadata})
+        with pytest.raises(WeightsError) as caught:
+            VAE.load(tmp_path / "vae.safetensors")
+        assert len(str(caught.value).splitlines()) == 1 and len(str(caught.value)) < 500
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -268,15 +286,61 @@ def test_weights_that_contradict_their_own_configuration_are_refused_in_one_line
         ({"activation": "relux"}, "activation"),
         ({"laten_dim": 3}, "did you mean 'latent_dim'"),
         ({"initialization": "zeros"}, "initialization is 'zeros', allowed is 'default', 'xavier', 'kaiming' or"),
-        ({"architecture": "conv", "decoder_skip": True}, "^decoder_skip is for architecture 'mlp', not 'conv'$"),
-        ({"architecture": "conv", "activation": "glu"}, "^activation 'glu' is for architecture 'mlp', not 'conv'$"),
+        ({"architecture": "conv", "decoder_skip": True}, "^decoder_skip requires architecture 'mlp', not 'conv'$"),
+        ({"architecture": "conv", "activation": "glu"}, "^activation 'glu' requires architecture 'mlp', not 'conv'$"),
         ({"prior": "mog"}, "^prior is 'mog', allowed is 'standard', 'gaussian_mixture' or 'vampprior'$"),
         ({"prior_components": 0}, "prior_components is 0"),
         ({"lower_latent_dim": 0}, "lower_latent_dim is 0"),
-        ({"dense_dims": [8]}, "^dense_dims is for architecture 'conv', not 'mlp': say hidden_dims$"),
+        ({"dense_dims": [8]}, "^dense_dims requires architecture 'conv', not 'mlp': use hidden_dims$"),
         ({"architecture": "conv", "input_dim": 100, "hidden_dims": [4]}, "side divisible by 4"),
     ],
 )
 def test_a_wrong_argument_is_named(arguments, message):
     with pytest.raises(ConfigError, match=message):
         VAE(**arguments)
+
+
+class Shifted(VAE):
+    """Overrides one method; the posterior's offset is a non-persistent buffer."""
+
+    def __init__(self, *args, **params):
+        super().__init__(*args, **params)
+        self.register_buffer("offset", torch.full((3,), 2.0), persistent=False)
+
+    def encode(self, x):
+        mu, logvar = super().encode(x)
+        return Posterior(mu + self.offset, logvar)
+
+
+def test_a_subclass_with_a_buffer_that_is_not_saved_can_be_loaded(tmp_path):
+    model = Shifted(**MLP)
+    model.save(tmp_path / "vae.safetensors")
+    loaded = Shifted.load(tmp_path / "vae.safetensors")
+    x = torch.rand(2, 784)
+    torch.testing.assert_close(loaded.encode(x).mu, model.encode(x).mu)
+
+
+class Doubled(VAE):
+    def kl(self, mu, logvar, log_prior):
+        return 2 * super().kl(mu, logvar, log_prior)
+
+
+class Inverted(VAE):
+    def decode(self, z):
+        return -super().decode(z)
+
+
+@pytest.mark.parametrize("subclass", [Shifted, Doubled, Inverted])
+def test_what_a_subclass_overrides_takes_effect_in_training_validation_and_evaluation(subclass):
+    """Each override changes the first epoch's training metrics, the validation's and the evaluation's."""
+    split = Split(torch.randint(0, 256, (40, 784), dtype=torch.uint8), torch.arange(40) % 10)
+    params = TrainParams(epochs=1, batch_size=20, learning_rate=1e-12, device="cpu", precision="fp32", compile=False)
+    metrics = []
+    for network in (VAE, subclass):
+        model = network.from_params(ModelParams(**MLP), 0)
+        record = fit(model, split, split, params, resolve(params), binarization="threshold").best
+        targets = binarize_once(split.images, "threshold")
+        test = evaluate(model, targets, split.labels, EvaluateParams(importance_samples=2)).metrics()
+        metrics.append([record["train/neg_elbo"], record["val/neg_elbo"], -test["elbo"]])
+    plain, overridden = metrics
+    assert all(abs(a - b) > 1e-3 for a, b in zip(plain, overridden, strict=True))

@@ -191,7 +191,7 @@ def test_params_yaml_is_the_first_trial_and_trained_as_the_train_stage_does(here
     assert trial.params == {"latent_dim": 3, "beta": 2.0, "learning_rate": 0.004}
     train, validation = split_validation(load("data/raw", "train"), params.data.validation_size)
     model = VAE.from_params(params.model, params.seed)
-    model.start_from(train.images)
+    model.initialize_from_data(train.images)
     expected = params.replaced({"train.epochs": 2})
     fitted = fit(model, train, validation, expected.train, resolve(params.train), seed=params.seed)
     # −ELBO at β = 1, not the loss that β = 2 trains on
@@ -231,7 +231,7 @@ def test_a_trial_whose_values_cannot_go_together_is_kept_with_its_reason(here):
     assert failed, "more trials, or another seed, are needed for the combination to come up"
     for trial in failed:
         assert trial.state is TrialState.FAIL
-        assert trial.user_attrs["reason"].startswith("ConfigError: train.free_bits needs a KL for each dimension")
+        assert trial.user_attrs["reason"].startswith("ConfigError: train.free_bits requires a KL per dimension")
     assert "failed: ConfigError: train.free_bits needs" in results.describe(failed[0])
 
 

@@ -15,7 +15,7 @@ from vae.training.loop import fit, validate
 from vae.training.objectives import mmd
 
 CPU = Hardware(torch.device("cpu"), "fp32", compile=False)
-SMALL = ModelParams(hidden_dims=(32,), latent_dim=4)
+SMALL = ModelParams(hidden_dims=(32,), latent_dim=4, prior="standard")
 
 
 def blobs(n, seed=0):
@@ -122,7 +122,7 @@ SAMPLES = 3
 def model_with(prior, seed=0):
     """A model with posteriors that differ from the prior, and from each other."""
     model = VAE.from_params(SMALL.model_copy(update=PRIORS[prior]), seed)
-    model.start_from(TRAIN.images)
+    model.initialize_from_data(TRAIN.images)
     with torch.no_grad():
         for index, parameter in enumerate(model.parameters()):
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index)))
@@ -143,17 +143,17 @@ def log_prior(model, z):
 
 def decoded(model, x, z, noise):
     """Logits [B, K, D] and a second layer's log q(y|x, z) − log p(y|z) and KL, [B, K], a sample at a time."""
-    if not model.lower:
+    if model.hierarchy is None:
         return model.decode(z), torch.zeros(()), torch.zeros(())
     samples = []
     for z_k, noise_k in zip(z.unbind(1), noise.unbind(1), strict=True):
         h = model.decoder.start(z_k)
-        p_mu, p_logvar = model.lower.prior(h).chunk(2, 1)
-        shift, log_scale = model.lower.posterior(torch.cat([model.encoder.features(x), h], 1)).chunk(2, 1)
+        p_mu, p_logvar = model.hierarchy.prior(h).chunk(2, 1)
+        shift, log_scale = model.hierarchy.posterior(torch.cat([model.encoder.features(x), h], 1)).chunk(2, 1)
         p = Normal(p_mu, torch.exp(0.5 * p_logvar))
         q = Normal(p_mu + shift, torch.exp(0.5 * (p_logvar + log_scale)))
         y = q.mean + q.stddev * noise_k.view_as(p_mu)
-        logits = model.decoder.finish(h + model.lower.inject(y), z_k)
+        logits = model.decoder.finish(h + model.hierarchy.inject(y), z_k)
         ratio = (q.log_prob(y) - p.log_prob(y)).flatten(1).sum(1)
         samples.append((logits, ratio, kl_divergence(q, p).flatten(1).sum(1)))
     return tuple(torch.stack(part, 1) for part in zip(*samples, strict=True))
@@ -444,14 +444,14 @@ def test_clipping_bounds_the_gradients_norm(monkeypatch):
 @pytest.mark.parametrize("binarization", ["dynamic", "static", "threshold", "none"])
 def test_what_the_model_sees_follows_the_binarization(binarization, monkeypatch):
     seen = []
-    encoding = VAE.encoding
+    encode = VAE.encode
 
     def spy(self, x):
         if self.training:
             seen.append(x.clone())
-        return encoding(self, x)
+        return encode(self, x)
 
-    monkeypatch.setattr(VAE, "encoding", spy)
+    monkeypatch.setattr(VAE, "encode", spy)
     train({"epochs": 2, "batch_size": 300}, binarization=binarization)
     values = torch.cat(seen).unique().tolist()
     first, second = ((255 * epoch).round().long().sum(0) for epoch in seen)  # in whatever order

@@ -47,7 +47,7 @@ def split_kl(model: VAE, mu: Tensor, logvar: Tensor, *, seed: int = 0) -> dict[s
         "aggregate_kl": log_aggregate - log_prior,
         "total_correlation": log_aggregate - log_product,
     }
-    if model.params.prior == "standard":
+    if model.prior.factorized:
         terms["dimensionwise_kl"] = log_product - log_prior
     return {name: term.mean().item() for name, term in terms.items()}
 

@@ -20,8 +20,8 @@ from vae.checkpoints import Checkpoints
 from vae.config import EvaluateParams, Params
 from vae.data.binarization import to_float
 from vae.models.distributions import importance_weighted_bound
-from vae.models.likelihoods import bernoulli_nll
-from vae.models.vae import VAE, Encoding
+from vae.models.networks import Posterior
+from vae.models.vae import VAE
 
 ACTIVE_UNIT_VARIANCE = 0.01  # Burda et al. 2016, section 5.2
 # When to warn. A model with dimensions to spare leaves many unused (at β = 1 on MNIST about half of 40): no error.
@@ -167,12 +167,11 @@ def evaluate(
 
 def _evaluate_batch(model: VAE, x: Tensor, params: EvaluateParams, generator: torch.Generator) -> Part:
     """Reconstruction, KL, NLL and its sampling error of images [B, D], [B, 4], and their posteriors' mu and logvar."""
-    encoding = model.encoding(x)
-    log_likelihood, log_ratio = importance_samples(model, x, encoding, params, generator)
-    kl = exact_kl(model, encoding.mu, encoding.logvar) if model.params.kl_is_exact else log_ratio.mean(-1)
-    log_weights = log_likelihood - log_ratio
-    columns = (-log_likelihood.mean(-1), kl, -importance_weighted_bound(log_weights), sampling_error(log_weights))
-    return torch.stack([column.cpu().double() for column in columns], 1), encoding.mu.cpu(), encoding.logvar.cpu()
+    posterior = model.encode(x)
+    nll, kl, log_weights = importance_samples(model, x, posterior, params, generator)
+    columns = (nll.mean(-1), kl, -importance_weighted_bound(log_weights), sampling_error(log_weights))
+    mu, logvar = posterior
+    return torch.stack([column.cpu().double() for column in columns], 1), mu.cpu(), logvar.cpu()
 
 
 def _joined(parts: list[Part]) -> Part:
@@ -181,24 +180,25 @@ def _joined(parts: list[Part]) -> Part:
 
 
 def importance_samples(
-    model: VAE, x: Tensor, encoding: Encoding, params: EvaluateParams, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """log p(x|z_k) and log q(z_k|x) − log p(z_k) of K posterior samples: [B, K] each.
+    model: VAE, x: Tensor, posterior: Posterior, params: EvaluateParams, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """−log p(x|z_k) [B, K], the KL [B] and the log importance weights [B, K] at K samples of `posterior`, encode(x).
 
-    The posterior is encoded once an image; at most `chunk_size` latents are decoded at a time. With `precision` bf16
-    the decoder's matrix products are in bf16; everything else stays in fp32.
+    At most `chunk_size` latents are decoded at a time. With `precision` bf16 the decoder's matrix products are in bf16;
+    everything else stays in fp32.
     """
-    log_likelihoods, log_ratios = [], []
+    nll, kl, log_weights = [], torch.zeros(len(x), device=x.device), []
     remaining = params.importance_samples
     while remaining:
         samples = min(remaining, max(1, params.chunk_size // len(x)))
         noise = torch.randn(len(x), samples, model.noise_dim, generator=generator, device=x.device)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=params.precision == "bf16"):
-            draws = model.draw(encoding, noise)
-        log_likelihoods.append(-bernoulli_nll(draws.logits, x[:, None]))
-        log_ratios.append(model.log_ratio(draws))
+            terms = model(x, noise, posterior=posterior)
+        nll.append(terms.nll)
+        kl += terms.kl.sum(1) * (samples / params.importance_samples)
+        log_weights.append(terms.log_weights)
         remaining -= samples
-    return torch.cat(log_likelihoods, -1), torch.cat(log_ratios, -1)
+    return torch.cat(nll, -1), kl, torch.cat(log_weights, -1)
 
 
 def sampling_error(log_weights: Tensor) -> Tensor:
@@ -210,9 +210,3 @@ def sampling_error(log_weights: Tensor) -> Tensor:
     samples = log_weights.shape[-1]
     weights = log_weights.softmax(-1) * samples  # their mean is 1
     return ((weights - 1).square().sum(-1) / (samples * (samples - 1))).sqrt()
-
-
-def exact_kl(model: VAE, mu: Tensor, logvar: Tensor) -> Tensor:
-    """The KL of posteriors [B, L] in closed form, [B], on the CPU in double precision, which not all devices have."""
-    mu, logvar = mu.cpu().double(), logvar.cpu().double()
-    return model.prior.kl(mu, logvar, mu).sum(-1)

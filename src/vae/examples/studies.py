@@ -200,7 +200,7 @@ class VAEExamples:
         network = {key: options.pop(key) for key in list(options) if key in ModelParams.model_fields}
         epochs = options.pop("epochs")
         model = VAE.from_params(ModelParams(**network), seed)
-        model.start_from(self.train.images)
+        model.initialize_from_data(self.train.images)
         # Compiling takes longer than trainings as short as these.
         trainer = VAETrainer(model, self.device, seed=seed, compile=False, **options)
         history = trainer.train(self.train, self.validation, epochs, progress=False)

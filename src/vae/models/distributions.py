@@ -1,4 +1,7 @@
-"""Densities and divergences of normal distributions, in nats."""
+"""Normal distributions and the importance-weighted bound, in nats.
+
+Shapes: ... any leading dimensions, L latent dimensions, K importance samples.
+"""
 
 import math
 
@@ -7,9 +10,9 @@ from torch import Tensor
 
 
 def gaussian_kl(mu: Tensor, logvar: Tensor) -> Tensor:
-    """KL(N(mu, exp(logvar)) ‖ N(0, 1)) of each latent dimension: [B, L] -> [B, L], ≥ 0.
+    """KL(N(mu, exp(logvar)) ‖ N(0, 1)) of each latent dimension: [..., L] -> [..., L], ≥ 0.
 
-    Kingma & Welling 2014, appendix B, with the sum over dimensions left to the caller.
+    Kingma & Welling 2014, appendix B, without the sum over dimensions.
     """
     return 0.5 * (mu.square() + logvar.exp() - 1 - logvar)
 
@@ -21,8 +24,13 @@ def gaussian_kl_between(mu: Tensor, logvar: Tensor, prior_mu: Tensor, prior_logv
 
 
 def normal_log_density(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
-    """log N(z; mu, exp(logvar)), summed over latents: [..., L] -> [...]."""
+    """log N(z; mu, exp(logvar)), summed over latent dimensions: [..., L] -> [...]."""
     return -0.5 * ((z - mu).square() / logvar.exp() + logvar + math.log(2 * math.pi)).sum(-1)
+
+
+def normal_entropy(logvar: Tensor) -> Tensor:
+    """Entropy of N(·, exp(logvar)), summed over latent dimensions: [..., L] -> [...]."""
+    return 0.5 * (1 + logvar + math.log(2 * math.pi)).sum(-1)
 
 
 def importance_weighted_bound(log_weights: Tensor) -> Tensor:

@@ -1,11 +1,13 @@
-"""A second stochastic layer, in the decoder: latents y with a prior p(y|z) and a posterior q(y|x, z).
+"""A further stochastic layer, in the decoder: latents y with a prior p(y|z) and a posterior q(y|x, z).
 
-As in the ladder VAE (Sønderby et al. 2016) the posterior is found on the way down: it shares the decoder's path with
-the prior and adds what the encoder saw. With convolutions there are latents at each position of the feature maps.
+As in the ladder VAE (Sønderby et al. 2016), the posterior is computed on the way down: it shares the decoder's path
+with the prior and adds the encoder's features. With convolutions there are latents at each position of the feature
+maps.
 
-Shapes: B images, K samples of each, M latents of this layer, all positions counted.
+Shapes: B images, K samples of each, M latents of this layer, counted over all positions.
 """
 
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -13,11 +15,11 @@ from torch import Tensor, nn
 
 from vae.config import ModelParams
 from vae.models.distributions import gaussian_kl_between, normal_log_density
-from vae.models.networks import ACTIVATIONS, Conv, ConvBlock, Dense, feature_sides
+from vae.models.networks import ACTIVATIONS, ConvBlock, Dense, convolution, feature_sides
 
 
-class LowerDraws(NamedTuple):
-    """Samples y, and the moments of q(y|x, z) and p(y|z): [B, K, M] each."""
+class LayerSamples(NamedTuple):
+    """Samples y of q(y|x, z), and the means and log-variances of q(y|x, z) and p(y|z): [B·K, M] each."""
 
     y: Tensor
     mu: Tensor
@@ -26,17 +28,30 @@ class LowerDraws(NamedTuple):
     prior_logvar: Tensor
 
     def kl(self) -> Tensor:
-        """KL(q(y|x, z) ‖ p(y|z)) at each z, [B, K]."""
+        """KL(q(y|x, z) ‖ p(y|z)) at each z, [B·K]."""
         return gaussian_kl_between(self.mu, self.logvar, self.prior_mu, self.prior_logvar).sum(-1)
 
     def log_ratio(self) -> Tensor:
-        """log q(y|x, z) − log p(y|z), [B, K]."""
-        ours = normal_log_density(self.y, self.mu, self.logvar)
-        return ours - normal_log_density(self.y, self.prior_mu, self.prior_logvar)
+        """log q(y|x, z) − log p(y|z), [B·K]."""
+        log_posterior = normal_log_density(self.y, self.mu, self.logvar)
+        return log_posterior - normal_log_density(self.y, self.prior_mu, self.prior_logvar)
 
 
-class LowerLayer(nn.Module):
-    """From the decoder's features to those with y added; features are [B, W], or [B, C, 7, 7] with `conv`."""
+@dataclass
+class TopDown:
+    """What a pass through the decoder gives to a further stochastic layer, and collects from it.
+
+    `noise` [..., M] is standard normal. With the encoder's `features` [B, *F], y is sampled from q(y|x, z), and the
+    layer appends to `samples`; without them it is sampled from p(y|z).
+    """
+
+    noise: Tensor
+    features: Tensor | None = None
+    samples: list[LayerSamples] = field(default_factory=list)
+
+
+class StochasticLayer(nn.Module):
+    """From the decoder's features to features with y added; they are [B, W], or [B, C, 7, 7] with `conv`."""
 
     def __init__(self, input_dim: int, params: ModelParams) -> None:
         super().__init__()
@@ -45,7 +60,7 @@ class LowerLayer(nn.Module):
         activation = ACTIVATIONS["relu" if params.activation == "glu" else params.activation]
 
         def connection(n_in: int, n_out: int) -> nn.Module:
-            return Conv(n_in, n_out, 3) if conv else nn.Linear(n_in, n_out)
+            return convolution(n_in, n_out) if conv else nn.Linear(n_in, n_out)
 
         block = (
             ConvBlock(width, params.activation, params.residual)
@@ -60,20 +75,23 @@ class LowerLayer(nn.Module):
         positions = feature_sides(input_dim, len(params.hidden_dims))[1][-1] ** 2 if conv else 1
         self.noise_dim = latents * positions
 
-    def forward(self, h: Tensor, noise: Tensor, seen: Tensor | None = None) -> tuple[Tensor, LowerDraws | None]:
-        """The decoder's features `h` [B·K, …], `noise` [B·K, M] and what the encoder `seen`, like h -> features, draws.
-
-        Without `seen`, y is drawn from p(y|z), and there are no draws to tell of.
-        """
+    def forward(self, h: Tensor, top_down: TopDown | None = None) -> Tensor:
+        """The decoder's features [B·K, *F] -> the same with y added; without `top_down`, y is the mean of p(y|z)."""
         prior_mu, prior_logvar = self.prior(h).float().chunk(2, 1)
-        if seen is None:
-            mu, logvar = prior_mu, prior_logvar
-        else:
-            # What the image adds to the prior (Vahdat & Kautz 2020, eq. 3): none of it at first.
-            shift, log_scale = self.posterior(torch.cat([seen, h], 1)).float().chunk(2, 1)
+        if top_down is None:
+            return self._add(h, prior_mu)
+        mu, logvar = prior_mu, prior_logvar
+        if top_down.features is not None:
+            features = top_down.features.repeat_interleave(len(h) // len(top_down.features), 0)
+            # The posterior is relative to the prior, and starts near it (Vahdat & Kautz 2020, eq. 3).
+            shift, log_scale = self.posterior(torch.cat([features, h], 1)).float().chunk(2, 1)
             mu, logvar = prior_mu + shift, prior_logvar + log_scale
-        y = mu + torch.exp(0.5 * logvar) * noise.view_as(mu)
-        out = h + self.inject(y)
-        if seen is None:
-            return out, None
-        return out, LowerDraws(*(part.flatten(1) for part in (y, mu, logvar, prior_mu, prior_logvar)))
+        y = mu + torch.exp(0.5 * logvar) * top_down.noise.reshape(mu.shape)
+        if top_down.features is not None:
+            parts = (y, mu, logvar, prior_mu, prior_logvar)
+            top_down.samples.append(LayerSamples(*(part.flatten(1) for part in parts)))
+        return self._add(h, y)
+
+    def _add(self, h: Tensor, y: Tensor) -> Tensor:
+        out: Tensor = h + self.inject(y)
+        return out

@@ -1,17 +1,55 @@
-"""Likelihoods p(x|z)."""
+"""Likelihoods p(x|z): how a decoder's output, one number a pixel, becomes a distribution over images.
+
+A new likelihood is one class here, with a name in `LIKELIHOODS` and in `config.LIKELIHOOD_NAMES`. A scale or another
+global parameter is an `nn.Parameter` of the class.
+
+Shapes: ... any leading dimensions, D pixels. Densities in nats per image: sums over pixels, never means.
+"""
 
 import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+
+class Likelihood(nn.Module):
+    """A distribution over images [..., D], given the decoder's output [..., D]."""
+
+    def nll(self, output: Tensor, x: Tensor) -> Tensor:
+        """−log p(x|z), summed over pixels: [..., D] and [..., D] -> [...]."""
+        raise NotImplementedError
+
+    def mean(self, output: Tensor) -> Tensor:
+        """The mean image, [..., D] -> [..., D], in [0, 1]."""
+        raise NotImplementedError
+
+    def inverse_mean(self, mean: Tensor) -> Tensor:
+        """The output whose mean image is `mean`, [D] -> [D]: where the decoder's bias starts."""
+        raise NotImplementedError
+
+
+class Bernoulli(Likelihood):
+    """Each pixel is white with the probability σ(output); the output is a logit (Kingma & Welling 2014, appendix C.1).
+
+    Grey pixels give the cross-entropy, which is not a likelihood: such values can't be compared with NLLs.
+    """
+
+    def nll(self, output: Tensor, x: Tensor) -> Tensor:
+        """−log p(x|z) summed over pixels, [..., D] and [..., D] -> [...], ≥ 0 for x in [0, 1]."""
+        return bernoulli_nll(output, x)
+
+    def mean(self, output: Tensor) -> Tensor:
+        """The probabilities of white, [..., D]."""
+        return output.sigmoid()
+
+    def inverse_mean(self, mean: Tensor) -> Tensor:
+        """The logit of `mean`, kept away from 0 and 1 (Burda et al. 2016)."""
+        return torch.logit(mean, eps=1e-3)
 
 
 def bernoulli_nll(logits: Tensor, x: Tensor) -> Tensor:
-    """−log p(x|z) of a Bernoulli likelihood, summed over pixels: [..., D] -> [...], ≥ 0 for x in [0, 1].
-
-    For grey x it is the cross-entropy, which is no likelihood: figures from it aren't comparable.
-    """
+    """−log p(x|z) of independent Bernoulli pixels, summed over pixels: [..., D] -> [...], ≥ 0 for x in [0, 1]."""
     nll: Tensor = _BernoulliNLL.apply(logits, x)
     return nll
 
@@ -21,8 +59,8 @@ class _BernoulliNLL(torch.autograd.Function):
 
     softplus(l) = max(l, 0) − log σ(|l|), which can't overflow. `binary_cross_entropy_with_logits` computes the same
     through log1p, and was a tenth of a training step's time on the CPU. One logarithm serves 16 pixels: their σ(|l|)
-    are at least ½ each, and their product loses nothing. max(l, 0) − x·l is taken pixel by pixel: Σ x·l as a matrix
-    product is faster, but cancels in fp32 to some thousandths of a nat.
+    are at least ½ each, so their product loses no precision. max(l, 0) − x·l is taken pixel by pixel: Σ x·l as a matrix
+    product is faster, but its rounding errors in fp32 reach thousandths of a nat.
     """
 
     @staticmethod
@@ -36,3 +74,6 @@ class _BernoulliNLL(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         logits, x = ctx.saved_tensors
         return logits.sigmoid().sub_(x).mul_(gradients[0].unsqueeze(-1)), None
+
+
+LIKELIHOODS: dict[str, type[Likelihood]] = {"bernoulli": Bernoulli}

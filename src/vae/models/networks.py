@@ -1,19 +1,20 @@
-"""Encoders and decoders: what maps images to posteriors, and latents to images.
+"""Encoders and decoders: from images to posteriors, and from latents to images.
 
-A new architecture is an encoder and a decoder here, with a name in `ENCODERS`, `DECODERS` and `config.Architecture`.
+A new architecture is an encoder and a decoder here, with a name in `ENCODERS`, `DECODERS` and
+`config.ARCHITECTURE_NAMES`.
 
 Shapes: B images, D = 784 pixels in [0, 1], L latent dimensions, F features: a width [W], or feature maps [C, 7, 7].
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from vae.config import Activation, Architecture, Initialization, ModelParams
+from vae.config import Activation, Initialization, ModelParams
 from vae.errors import ConfigError
 
 ACTIVATIONS: dict[Activation, type[nn.Module]] = {
@@ -24,7 +25,7 @@ ACTIVATIONS: dict[Activation, type[nn.Module]] = {
     "glu": nn.GLU,  # halves its input: see `Dense`
 }
 
-# Of the weights; the biases are then 0. "default" is what PyTorch draws itself.
+# Of the weights; biases are set to 0. "default" leaves PyTorch's own initialization.
 INITIALIZATIONS: dict[Initialization, Callable[[Tensor], Tensor]] = {
     "xavier": nn.init.xavier_uniform_,  # Glorot & Bengio 2010
     "kaiming": nn.init.kaiming_uniform_,  # He et al. 2015, with the gain of ReLU
@@ -57,37 +58,58 @@ def dense_stack(widths: Sequence[int], activation: Activation, residual: bool, n
     return nn.Sequential(*layers)
 
 
+@dataclass(frozen=True)
+class Posterior:
+    """q(z|x) = N(mu, exp(logvar)), [B, L] each; unpacks as `mu, logvar = model.encode(x)`.
+
+    `features` [B, *F] are the encoder's, from which a further stochastic layer computes its posterior.
+    """
+
+    mu: Tensor
+    logvar: Tensor
+    features: Tensor | None = None
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter((self.mu, self.logvar))
+
+    def __getitem__(self, index: int) -> Tensor:
+        return (self.mu, self.logvar)[index]
+
+
 class Encoder(nn.Module):
-    """From pixels to features to a posterior. A second stochastic layer looks at the features, too."""
+    """From pixels to features, and from features to the parameters of the posterior."""
+
+    head: nn.Module
 
     def features(self, x: Tensor) -> Tensor:
-        """Pixels [B, D] -> [B, *F]."""
+        """Pixels [B, D] -> features [B, *F]."""
         raise NotImplementedError
 
-    def posterior(self, h: Tensor) -> Tensor:
+    def posterior(self, features: Tensor) -> Tensor:
         """Features [B, *F] -> mean and log-variance side by side, [B, 2L]."""
-        raise NotImplementedError
+        out: Tensor = self.head(features)
+        return out
 
 
 class Decoder(nn.Module):
-    """From latents to features to logits. A second stochastic layer adds to the features, which are like the encoder's.
+    """From latents to features to the likelihood's parameters; a further stochastic layer adds to the features.
 
-    `output_bias` is the bias of the logits, [D].
+    `output_bias` is the bias of the output, [D].
     """
 
     output_bias: nn.Parameter
 
     def start(self, z: Tensor) -> Tensor:
-        """Latents [B, L] -> [B, *F]."""
+        """Latents [B, L] -> features [B, *F], of the same shape as the encoder's."""
         raise NotImplementedError
 
     def finish(self, h: Tensor, z: Tensor) -> Tensor:
-        """Features [B, *F] and the latents again -> pixels' Bernoulli probabilities before the sigmoid, [B, D]."""
+        """Features [B, *F] and the latents again -> one number per pixel, [B, D]: for Bernoulli pixels, the logits."""
         raise NotImplementedError
 
 
 class MLPEncoder(Encoder):
-    """Pixels [B, D] -> features [B, W] -> mean and log-variance side by side, [B, 2L]."""
+    """Fully connected layers of the widths `hidden_dims`."""
 
     def __init__(self, input_dim: int, params: ModelParams) -> None:
         super().__init__()
@@ -100,17 +122,12 @@ class MLPEncoder(Encoder):
         h: Tensor = self.hidden(x)
         return h
 
-    def posterior(self, h: Tensor) -> Tensor:
-        """[B, W] -> [B, 2L]."""
-        out: Tensor = self.head(h)
-        return out
-
 
 class MLPDecoder(Decoder):
-    """Latents [B, L] -> features [B, W] -> logits [B, D], through the encoder's widths in reverse.
+    """Fully connected layers of the encoder's widths in reverse.
 
-    With `decoder_skip`, the latents also join the input of each further layer, the last included: no layer can lose
-    them (Dieng et al. 2019, "Avoiding latent variable collapse with generative skip models").
+    With `decoder_skip`, the latents are also an input of every further layer, the last included (Dieng et al. 2019,
+    "Avoiding latent variable collapse with generative skip models").
     """
 
     def __init__(self, input_dim: int, params: ModelParams) -> None:
@@ -122,8 +139,8 @@ class MLPDecoder(Decoder):
         self.head = nn.Linear(widths[-1] + n_skip, input_dim)
 
     @property
-    def output_bias(self) -> nn.Parameter:  # type: ignore[override]  # the same, where the last layer keeps it
-        """The bias of the logits, [D]."""
+    def output_bias(self) -> nn.Parameter:  # type: ignore[override]
+        """The bias of the last layer, [D]."""
         return self.head.bias
 
     def start(self, z: Tensor) -> Tensor:
@@ -132,7 +149,7 @@ class MLPDecoder(Decoder):
         return h
 
     def finish(self, h: Tensor, z: Tensor) -> Tensor:
-        """[B, W] and the latents [B, L] -> [B, D]: all the others."""
+        """[B, W] and the latents [B, L] -> [B, D]: the other layers."""
         skip = z if self.skip else None
         for layer in self.hidden[1:]:
             h = layer(h, skip)
@@ -140,21 +157,9 @@ class MLPDecoder(Decoder):
         return out
 
 
-class Conv(nn.Conv2d):
-    """A convolution that keeps its kernels as one matrix [n_out, n_in · k · k], as Muon takes them."""
-
-    def __init__(self, n_in: int, n_out: int, kernel: int, stride: int = 1, bias: bool = True) -> None:
-        super().__init__(n_in, n_out, kernel, stride, padding=kernel // 2, bias=bias)
-        self.weight = nn.Parameter(self.weight.detach().flatten(1))
-
-    def forward(self, h: Tensor) -> Tensor:
-        """[B, n_in, H, W] -> [B, n_out, H / stride, W / stride]."""
-        return functional.conv2d(h, self.kernels, self.bias, self.stride, self.padding)
-
-    @property
-    def kernels(self) -> Tensor:
-        """The weights as `nn.Conv2d` has them, [n_out, n_in, k, k]."""
-        return self.weight.view(self.out_channels, self.in_channels, *self.kernel_size)
+def convolution(n_in: int, n_out: int, stride: int = 1, bias: bool = True) -> nn.Conv2d:
+    """A 3×3 convolution: [B, n_in, H, W] -> [B, n_out, H / stride, W / stride]."""
+    return nn.Conv2d(n_in, n_out, 3, stride, padding=1, bias=bias)
 
 
 class ConvBlock(nn.Module):
@@ -164,9 +169,9 @@ class ConvBlock(nn.Module):
         super().__init__()
         self.body = nn.Sequential(
             ACTIVATIONS[activation](),
-            Conv(channels, channels, 3),
+            convolution(channels, channels),
             ACTIVATIONS[activation](),
-            Conv(channels, channels, 3),
+            convolution(channels, channels),
         )
         self.residual = residual
 
@@ -188,7 +193,7 @@ class ConvEncoder(Encoder):
         layers: list[nn.Module] = []
         channels = [1, *params.hidden_dims]
         for (n_in, n_out), (side_in, side_out) in zip(pairwise(channels), pairwise(sides), strict=True):
-            layers.append(Conv(n_in, n_out, 3, stride=side_in // side_out))
+            layers.append(convolution(n_in, n_out, stride=side_in // side_out))
             layers.append(ConvBlock(n_out, params.activation, params.residual))
         self.hidden = nn.Sequential(*layers)
         widths = [channels[-1] * sides[-1] ** 2, *params.dense_dims]
@@ -201,15 +206,10 @@ class ConvEncoder(Encoder):
 
     def features(self, x: Tensor) -> Tensor:
         """[B, D] -> [B, C, 7, 7]."""
-        # Channels last in memory: the faster convolutions on CPUs as on GPUs.
+        # Channels-last memory format: faster convolutions on CPUs and GPUs.
         images = x.view(-1, 1, self.side, self.side).contiguous(memory_format=torch.channels_last)
         h: Tensor = self.hidden(images)
         return h
-
-    def posterior(self, h: Tensor) -> Tensor:
-        """[B, C, 7, 7] -> [B, 2L]."""
-        out: Tensor = self.head(h)
-        return out
 
 
 class ConvDecoder(Decoder):
@@ -233,18 +233,18 @@ class ConvDecoder(Decoder):
             scale = side_out // side_in
             layers.append(ConvBlock(n_in, params.activation, params.residual))
             layers.append(ACTIVATIONS[params.activation]())
-            layers.append(Conv(n_in, n_out * scale**2, 3, bias=n_out > 1))
+            layers.append(convolution(n_in, n_out * scale**2, bias=n_out > 1))
             layers.append(nn.PixelShuffle(scale) if scale > 1 else nn.Identity())
         self.hidden = nn.Sequential(*layers)
         self.output_bias = nn.Parameter(torch.zeros(input_dim))
 
     def start(self, z: Tensor) -> Tensor:
-        """[B, L] -> [B, C, 7, 7]: the fully connected layers, and the first block."""
+        """[B, L] -> [B, C, 7, 7]: the fully connected layers and the first block."""
         h: Tensor = self.hidden[0](self.stem(z).view(-1, *self.shape).permute(0, 3, 1, 2))
         return h
 
     def finish(self, h: Tensor, z: Tensor) -> Tensor:
-        """[B, C, 7, 7] -> [B, D]: all the others."""
+        """[B, C, 7, 7] -> [B, D]: the other layers."""
         out: Tensor = self.hidden[1:](h).flatten(1)
         return out + self.output_bias
 
@@ -257,15 +257,15 @@ def feature_sides(input_dim: int, depth: int) -> tuple[int, list[int]]:
     return side, [side, side // 2, *[side // 4] * (depth - 1)][: depth + 1]
 
 
-ENCODERS: dict[Architecture, Callable[[int, ModelParams], Encoder]] = {"mlp": MLPEncoder, "conv": ConvEncoder}
-DECODERS: dict[Architecture, Callable[[int, ModelParams], Decoder]] = {"mlp": MLPDecoder, "conv": ConvDecoder}
+ENCODERS: dict[str, type[Encoder]] = {"mlp": MLPEncoder, "conv": ConvEncoder}
+DECODERS: dict[str, type[Decoder]] = {"mlp": MLPDecoder, "conv": ConvDecoder}
 
 
 @torch.no_grad()
 def initialize(network: nn.Module, scheme: Initialization) -> None:
-    """Draw the weights of every linear and convolutional layer anew, and set their biases to 0."""
+    """Initialize the weights of every linear and convolutional layer by `scheme`, and set their biases to 0."""
     for layer in network.modules():
-        if isinstance(layer, nn.Linear | Conv):
-            INITIALIZATIONS[scheme](layer.kernels if isinstance(layer, Conv) else layer.weight)
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            INITIALIZATIONS[scheme](layer.weight)
             if layer.bias is not None:
                 layer.bias.zero_()

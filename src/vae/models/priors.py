@@ -1,8 +1,9 @@
-"""Priors p(z): what the KL pulls the posterior towards, and what new images are drawn from.
+"""Priors p(z): what the KL pulls the posterior towards, and what new images are sampled from.
 
-A new prior is one class here, with a name in `make_prior` and in `config.PriorName`.
+A new prior is one class here, with a name in `PRIORS` and in `config.PRIOR_NAMES`. Every prior is constructed with
+`(input_dim, params, encode)`, where `encode` is the model's method.
 
-Shapes: ... any leading dimensions, D pixels, L latent dimensions, C components. Densities in nats.
+Shapes: ... any leading dimensions, D pixels, L latent dimensions, C mixture components. Densities in nats.
 """
 
 import math
@@ -13,41 +14,47 @@ from torch import Tensor, nn
 
 from vae.config import ModelParams
 from vae.data.binarization import to_float
-from vae.models.distributions import gaussian_kl, normal_log_density
+from vae.models.distributions import gaussian_kl, normal_entropy, normal_log_density
+from vae.models.networks import Posterior
 
-Encode = Callable[[Tensor], tuple[Tensor, Tensor]]  # images [B, D] -> a posterior's mean and log-variance
+Encode = Callable[[Tensor], Posterior]  # images [B, D] -> q(z|x)
 
 
 class Prior(nn.Module):
-    """A distribution over the latents of which only density and draws are known: the KL is estimated from a draw."""
+    """A distribution over the latents with a density that can be evaluated and sampled from.
+
+    The KL is estimated from posterior samples; a subclass that knows it in closed form overrides `kl`.
+    """
+
+    factorized = False  # whether the dimensions are independent, and `kl` has a closed form for each
+
+    def __init__(self, input_dim: int, params: ModelParams, encode: Encode) -> None:
+        super().__init__()
+        self.latent_dim = params.latent_dim
 
     def log_density(self, z: Tensor) -> Tensor:
         """log p(z), [..., L] -> [...]."""
         raise NotImplementedError
 
     def sample(self, n: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
-        """`n` draws, [n, L]."""
+        """`n` samples, [n, L]."""
         raise NotImplementedError
 
-    def log_ratio(self, mu: Tensor, logvar: Tensor, z: Tensor) -> Tensor:
-        """log q(z|x) − log p(z) at draws `z` of q(z|x) = N(mu, exp(logvar)), [..., L] -> [...]: its mean is the KL."""
-        return normal_log_density(z, mu, logvar) - self.log_density(z)
+    def kl(self, mu: Tensor, logvar: Tensor, log_prior: Tensor) -> Tensor:
+        """KL(q(z|x) ‖ p) of q(z|x) = N(mu, exp(logvar)), [..., L], as terms that add up to it: [..., terms].
 
-    def kl(self, mu: Tensor, logvar: Tensor, z: Tensor) -> Tensor:
-        """KL(q(z|x) ‖ p) as terms that add up to it, [..., L] -> [..., terms].
-
-        Here a single term: the posterior's negative entropy, which is known, less log p at the draws `z`.
+        Here one term: the posterior's negative entropy minus `log_prior`, log p(z) at samples of q(z|x), [...].
         """
-        entropy = 0.5 * (1 + logvar + math.log(2 * math.pi)).sum(-1)
-        return (-entropy - self.log_density(z)).unsqueeze(-1)
+        return (-normal_entropy(logvar) - log_prior).unsqueeze(-1)
+
+    def initialize_from_data(self, images: Tensor) -> None:
+        """Data-dependent initialization from `images` [N, D], uint8 or floats; most priors have none."""
 
 
 class StandardNormal(Prior):
     """N(0, 1) in every dimension (Kingma & Welling 2014)."""
 
-    def __init__(self, latent_dim: int) -> None:
-        super().__init__()
-        self.latent_dim = latent_dim
+    factorized = True
 
     def log_density(self, z: Tensor) -> Tensor:
         """log N(z; 0, 1), [..., L] -> [...]."""
@@ -55,12 +62,20 @@ class StandardNormal(Prior):
         return normal_log_density(z, zero, zero)
 
     def sample(self, n: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
-        """`n` draws, [n, L]."""
+        """`n` samples, [n, L]."""
         return torch.randn(n, self.latent_dim, generator=generator, device=device)
 
-    def kl(self, mu: Tensor, logvar: Tensor, z: Tensor) -> Tensor:
-        """The KL in closed form, a term for each dimension, [..., L] -> [..., L]."""
+    def kl(self, mu: Tensor, logvar: Tensor, log_prior: Tensor) -> Tensor:
+        """The KL in closed form, one term per dimension, [..., L] -> [..., L]."""
         return gaussian_kl(mu, logvar)
+
+
+def density_dtype(device: torch.device) -> torch.dtype:
+    """The type in which mixtures compute: their rounding errors grow as components get narrower, so fp64 on the CPU.
+
+    On GPUs, where fp64 is slow or missing, it is fp32.
+    """
+    return torch.float64 if device.type == "cpu" else torch.float32
 
 
 class Mixture(Prior):
@@ -72,32 +87,31 @@ class Mixture(Prior):
 
     def log_density(self, z: Tensor) -> Tensor:
         """log Σ_c w_c N(z; mu_c, exp(logvar_c)), [..., L] -> [...]."""
-        # Σ_j (z_j − mu_j)² / var_j, multiplied out: two matrix products instead of [..., C, L] differences. Narrow
-        # components survive that in double precision only. A training step on a CPU makes do with single, as does MPS.
-        device = z.device.type
-        wide = torch.float32 if device == "mps" or (device == "cpu" and torch.is_grad_enabled()) else torch.float64
-        mu, logvar, log_weight = (part.to(wide) for part in self.components())
+        # Σ_j (z_j − mu_j)² / var_j, multiplied out: two matrix products instead of [..., C, L] differences.
+        dtype = density_dtype(z.device)
+        mu, logvar, log_weight = (part.to(dtype) for part in self.components())
         with torch.autocast(z.device.type, enabled=False):
             precision = torch.exp(-logvar)
-            constant = (mu.square() * precision + logvar).sum(-1) + mu.shape[-1] * math.log(2 * math.pi)
-            distance = z.to(wide).square() @ precision.T - 2 * z.to(wide) @ (mu * precision).T + constant
+            constant = (mu.square() * precision + logvar).sum(-1) + self.latent_dim * math.log(2 * math.pi)
+            distance = z.to(dtype).square() @ precision.T - 2 * z.to(dtype) @ (mu * precision).T + constant
         return torch.logsumexp(log_weight - 0.5 * distance, -1).to(z.dtype)
 
     def sample(self, n: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
-        """`n` draws, [n, L]."""
+        """`n` samples, [n, L]."""
         mu, logvar, log_weight = (part.float() for part in self.components())
         chosen = torch.multinomial(log_weight.exp(), n, replacement=True, generator=generator)
-        noise = torch.randn(n, mu.shape[-1], generator=generator, device=device)
+        noise = torch.randn(n, self.latent_dim, generator=generator, device=device)
         return mu[chosen] + torch.exp(0.5 * logvar[chosen]) * noise
 
 
 class GaussianMixture(Mixture):
     """A mixture whose means, variances and weights are learned."""
 
-    def __init__(self, latent_dim: int, components: int) -> None:
-        super().__init__()
-        self.mu = nn.Parameter(torch.randn(components, latent_dim))
-        self.logvar = nn.Parameter(torch.zeros(components, latent_dim))
+    def __init__(self, input_dim: int, params: ModelParams, encode: Encode) -> None:
+        super().__init__(input_dim, params, encode)
+        components = params.prior_components
+        self.mu = nn.Parameter(torch.randn(components, self.latent_dim))
+        self.logvar = nn.Parameter(torch.zeros(components, self.latent_dim))
         self.weight_logits = nn.Parameter(torch.zeros(components))
 
     def components(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -108,13 +122,14 @@ class GaussianMixture(Mixture):
 class VampPrior(Mixture):
     """The mixture of the encoder's posteriors of C learned pseudo-images (Tomczak & Welling 2018, eq. 9)."""
 
-    def __init__(self, encode: Encode, input_dim: int, components: int) -> None:
-        super().__init__()
-        self.encode = encode
-        self.pseudo_images = nn.Parameter(torch.rand(components, input_dim))
+    def __init__(self, input_dim: int, params: ModelParams, encode: Encode) -> None:
+        super().__init__(input_dim, params, encode)
+        self.encode = encode  # a bound method: a deep copy of the model copies it along
+        self.pseudo_images = nn.Parameter(torch.rand(params.prior_components, input_dim))
 
-    def start_from(self, images: Tensor) -> None:
-        """Take C of `images` [B, D] as pseudo-images, evenly spread; each of them several times if they are fewer."""
+    @torch.no_grad()
+    def initialize_from_data(self, images: Tensor) -> None:
+        """Take C of `images` as pseudo-images, evenly spaced; where they are fewer than C, each several times."""
         chosen = torch.arange(len(self.pseudo_images)) * len(images) // len(self.pseudo_images)
         self.pseudo_images.copy_(to_float(images[chosen]))
 
@@ -124,12 +139,8 @@ class VampPrior(Mixture):
         return mu, logvar, torch.full(mu.shape[:1], -math.log(len(mu)), device=mu.device)
 
 
-def make_prior(encode: Encode, input_dim: int, params: ModelParams) -> Prior:
-    """The prior that `params` describe; `encode` is a bound method of the model, and is copied along with it."""
-    match params.prior:
-        case "standard":
-            return StandardNormal(params.latent_dim)
-        case "gaussian_mixture":
-            return GaussianMixture(params.latent_dim, params.prior_components)
-        case "vampprior":
-            return VampPrior(encode, input_dim, params.prior_components)
+PRIORS: dict[str, type[Prior]] = {
+    "standard": StandardNormal,
+    "gaussian_mixture": GaussianMixture,
+    "vampprior": VampPrior,
+}

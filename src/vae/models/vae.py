@@ -1,6 +1,7 @@
-"""The VAE: an encoder, a decoder and a prior. No loss lives here.
+"""The VAE: an encoder, a decoder, a prior and a likelihood, and optionally a further stochastic layer.
 
-Shapes: B images, D = 784 pixels in [0, 1], L latent dimensions, N the normal draws that a sample takes (`noise_dim`).
+Shapes: B images, D = 784 pixels in [0, 1], L latent dimensions, K posterior samples of each image, N standard normal
+numbers that sampling all latents takes (`noise_dim`).
 """
 
 import json
@@ -14,204 +15,206 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from vae.config import Architecture, ModelParams, checked
+from vae.config import ModelParams, checked
 from vae.data.binarization import to_float
 from vae.errors import ConfigError, DataError, WeightsError
 from vae.files import write_atomically
-from vae.models.hierarchy import LowerDraws, LowerLayer
-from vae.models.networks import DECODERS, ENCODERS, initialize
-from vae.models.priors import VampPrior, make_prior
+from vae.models.distributions import normal_log_density
+from vae.models.hierarchy import LayerSamples, StochasticLayer, TopDown
+from vae.models.likelihoods import LIKELIHOODS
+from vae.models.networks import DECODERS, ENCODERS, Posterior, initialize
+from vae.models.priors import PRIORS
 
 
-def slerp(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
-    """Spherical interpolation between latents [L] at weights [N, 1] from 0 to 1: [N, L] (Shoemake 1985).
+class Terms(NamedTuple):
+    """The terms of each image's bound, in nats, at K posterior samples."""
 
-    The direction turns evenly, the length changes evenly. Along one direction it is the line.
-    """
-    lengths = start.norm(), end.norm()
-    directions = start / lengths[0].clamp(min=1e-12), end / lengths[1].clamp(min=1e-12)
-    angle = torch.arccos((directions[0] @ directions[1]).clamp(-1, 1))
-    if angle.sin() < 1e-4 or not min(lengths):  # no great circle, or many
-        return torch.lerp(start, end, weight)
-    turned = torch.sin((1 - weight) * angle) * directions[0] + torch.sin(weight * angle) * directions[1]
-    points: Tensor = turned / angle.sin() * torch.lerp(lengths[0], lengths[1], weight)
-    return points
+    nll: Tensor  # −log p(x|z_k), [B, K]
+    kl: Tensor  # terms that add up to KL(q ‖ p), [B, terms]: exact, or means over the samples
+    log_ratio: Tensor  # log q(z_k|x) − log p(z_k) of all latents, [B, K]; its mean is the KL
+    z: Tensor  # the samples, [B, K, L]
 
-
-class Encoding(NamedTuple):
-    """What the encoder says of images: mean and log-variance of q(z|x), [B, L] each, and its features."""
-
-    mu: Tensor
-    logvar: Tensor
-    features: Tensor
+    @property
+    def log_weights(self) -> Tensor:
+        """log p(x, z_k) − log q(z_k|x), [B, K]: the log importance weights."""
+        return -self.nll - self.log_ratio
 
 
-class Draws(NamedTuple):
-    """K posterior samples of each image's latents, and their decoding."""
+class PosteriorSamples(NamedTuple):
+    """K samples of each image's posterior, and their decoding."""
 
-    logits: Tensor  # [B, K, D]
     z: Tensor  # [B, K, L]
-    mu: Tensor  # [B, 1, L], as the log-variance
-    logvar: Tensor
-    lower: LowerDraws | None  # of a second layer
+    output: Tensor  # the likelihood's parameters, [B, K, D]
+    layers: list[LayerSamples]  # of further stochastic layers
 
 
 class VAE(nn.Module):
-    """A variational autoencoder with a Gaussian posterior, Bernoulli pixels and one of the priors of `vae.prior`.
+    """A variational autoencoder with a Gaussian posterior (Kingma & Welling 2014), put together from named parts.
 
-    Kingma & Welling 2014. Keyword arguments beyond `input_dim` are those of `ModelParams`; ConfigError tells
-    of a wrong one.
+    Keyword arguments beyond `input_dim` are the fields of `ModelParams`, with its defaults. Raises ConfigError for an
+    unknown or invalid one.
+
+    A subclass may override `encode`, `decode`, `kl` or `forward`: training, evaluation and sampling call these.
     """
 
     def __init__(
         self,
         input_dim: int = 784,
-        hidden_dims: Sequence[int] = (512, 512),
-        latent_dim: int = 32,
-        architecture: Architecture = "mlp",
-        **other: Any,
+        hidden_dims: Sequence[int] | None = None,
+        latent_dim: int | None = None,
+        **params: Any,
     ) -> None:
         super().__init__()
-        named = {"architecture": architecture, "hidden_dims": tuple(hidden_dims), "latent_dim": latent_dim}
-        self.params = checked(ModelParams, named | other)
+        named = {"hidden_dims": None if hidden_dims is None else tuple(hidden_dims), "latent_dim": latent_dim}
+        self.params = checked(ModelParams, {k: v for k, v in named.items() if v is not None} | params)
         self.input_dim = input_dim
-        self.encoder = ENCODERS[architecture](input_dim, self.params)
-        self.decoder = DECODERS[architecture](input_dim, self.params)
-        self.lower = LowerLayer(input_dim, self.params) if self.params.lower_latent_dim else None
-        self.prior = make_prior(self.encode, input_dim, self.params)
+        self.encoder = ENCODERS[self.params.architecture](input_dim, self.params)
+        self.decoder = DECODERS[self.params.architecture](input_dim, self.params)
+        self.hierarchy = StochasticLayer(input_dim, self.params) if self.params.lower_latent_dim else None
+        self.prior = PRIORS[self.params.prior](input_dim, self.params, self.encode)
+        self.likelihood = LIKELIHOODS[self.params.likelihood]()
         if self.params.initialization != "default":
             initialize(self, self.params.initialization)
 
     @classmethod
     def from_params(cls, params: ModelParams, seed: int, input_dim: int = 784) -> Self:
-        """A fresh model with weights drawn from `seed`; the global random state is left as it was."""
+        """A new model with weights initialized from `seed`; the global random state is left unchanged."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return cls(input_dim=input_dim, **params.model_dump())
 
     @property
     def noise_dim(self) -> int:
-        """How many standard normal draws a sample of all latents takes: L, and those of a second layer."""
-        return self.params.latent_dim + (self.lower.noise_dim if self.lower else 0)
+        """Standard normal numbers that a sample of all latents takes: L, and those of a further stochastic layer."""
+        return self.params.latent_dim + (self.hierarchy.noise_dim if self.hierarchy is not None else 0)
 
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels [B, D] or [B, 1, 28, 28], in [0, 1] -> the posterior q(z|x)'s mean and log-variance, [B, L] each.
+    @property
+    def kl_per_dimension(self) -> bool:
+        """Whether `Terms.kl` is exact, with one term per latent dimension; otherwise it is estimated from samples."""
+        return self.params.kl_per_dimension
 
-        Raises DataError where an image hasn't D pixels.
+    def encode(self, x: Tensor) -> Posterior:
+        """Pixels [B, D] or [B, 1, 28, 28], in [0, 1] -> q(z|x); unpacks as mean and log-variance, [B, L] each.
+
+        Raises DataError where an image does not have D pixels.
         """
-        encoding = self.encoding(x)
-        return encoding.mu, encoding.logvar
-
-    def encoding(self, x: Tensor) -> Encoding:
-        """The same with the encoder's features, from which a second layer's posterior is found."""
         if x.ndim < 2 or math.prod(x.shape[1:]) != self.input_dim:
             raise DataError(
                 f"images have shape {tuple(x.shape)}, allowed is (B, ...) with {self.input_dim} pixels each"
             )
         features = self.encoder.features(x.flatten(1))
         mu, logvar = self.encoder.posterior(features).float().chunk(2, dim=-1)
-        return Encoding(mu, logvar, features)
+        return Posterior(mu, logvar, features)
 
     def reparameterize(self, mu: Tensor, logvar: Tensor, noise: Tensor | None = None) -> Tensor:
-        """z = mu + sigma · noise with standard normal noise, drawn here unless given: [..., L]."""
+        """z = mu + sigma · noise with standard normal noise, sampled here unless given: [..., L]."""
         noise = torch.randn_like(mu) if noise is None else noise
         return mu + torch.exp(0.5 * logvar) * noise
 
-    def draw(self, encoding: Encoding, noise: Tensor) -> Draws:
-        """K posterior samples of all latents, from standard normal `noise` [B, K, N], and their decoding."""
-        mu, logvar = encoding.mu.unsqueeze(1), encoding.logvar.unsqueeze(1)
-        z_noise, lower_noise = noise.split([mu.shape[-1], noise.shape[-1] - mu.shape[-1]], -1)
-        z = self.reparameterize(mu, logvar, z_noise)
-        logits, lower = self._decode(z, lower_noise, encoding.features)
-        return Draws(logits, z, mu, logvar, lower)
+    def decode(self, z: Tensor, top_down: TopDown | None = None) -> Tensor:
+        """Latents [..., L] -> the likelihood's parameters, [..., D]: for Bernoulli pixels, their logits.
 
-    def kl(self, draws: Draws) -> Tensor:
-        """KL(q ‖ p) of all latents as terms that add up to it, [B, terms]; each is exact, or a mean over the draws."""
-        kl = self.prior.kl(draws.mu, draws.logvar, draws.z).mean(1)
-        return kl if draws.lower is None else torch.cat([kl, draws.lower.kl().mean(1, keepdim=True)], -1)
-
-    def log_ratio(self, draws: Draws) -> Tensor:
-        """log q(z|x) − log p(z) of all latents at each draw, [B, K]: its mean is the KL."""
-        ratio = self.prior.log_ratio(draws.mu, draws.logvar, draws.z)
-        return ratio if draws.lower is None else ratio + draws.lower.log_ratio()
-
-    def decode(self, z: Tensor) -> Tensor:
-        """Latents [..., L] -> Bernoulli logits [..., D]; their sigmoid is the image.
-
-        A second layer's latents are at the mean of their prior. Raises DataError where z hasn't L dimensions.
+        A further stochastic layer samples as `top_down` says; without it, its latents are the mean of their prior.
+        Raises DataError where z does not have L dimensions.
         """
-        noise = z.new_zeros(*z.shape[:-1], self.noise_dim - self.params.latent_dim)
-        return self._decode(z, noise, None)[0]
-
-    def _decode(self, z: Tensor, noise: Tensor, seen: Tensor | None) -> tuple[Tensor, LowerDraws | None]:
-        """Logits [..., D]; a second layer's latents follow their posterior where the encoder's features are given."""
         if not z.ndim or z.shape[-1] != self.params.latent_dim:
             raise DataError(f"latents have shape {tuple(z.shape)}, allowed is (..., {self.params.latent_dim})")
-        flat, lower = z.reshape(-1, z.shape[-1]), None
+        flat = z.reshape(-1, z.shape[-1])
         h = self.decoder.start(flat)
-        if self.lower:
-            if seen is not None:
-                seen = seen.repeat_interleave(len(h) // len(seen), 0)
-            h, lower = self.lower(h, noise.reshape(-1, noise.shape[-1]), seen)
-        logits: Tensor = self.decoder.finish(h, flat).float().view(*z.shape[:-1], self.input_dim)
-        return logits, None if lower is None else LowerDraws(*(part.view(*z.shape[:-1], -1) for part in lower))
+        if self.hierarchy is not None:
+            h = self.hierarchy(h, top_down)
+        output: Tensor = self.decoder.finish(h, flat)
+        return output.float().view(*z.shape[:-1], self.input_dim)
 
-    def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Pixels [B, D] -> logits [B, D] of one posterior sample, and the posterior's mean and log-variance.
+    def kl(self, mu: Tensor, logvar: Tensor, log_prior: Tensor) -> Tensor:
+        """KL(q(z|x) ‖ p(z)) as terms that add up to it, [..., L] -> [..., terms] (see `Prior.kl`)."""
+        return self.prior.kl(mu, logvar, log_prior)
 
-        `noise` [B, N] is drawn here unless it is given.
+    def forward(
+        self,
+        x: Tensor,
+        noise: Tensor | None = None,
+        *,
+        posterior: Posterior | None = None,
+        detach_posterior: bool = False,
+    ) -> Terms:
+        """Pixels [B, D] -> the terms of the bound at K posterior samples, in nats per image.
+
+        `noise` [B, K, N] is standard normal; without it, one sample is taken. `posterior` is `encode(x)`, where that is
+        known already. With `detach_posterior`, log q(z|x) in `log_ratio` is that of detached parameters, so that the
+        encoder's gradient comes through the samples alone (Tucker et al. 2019).
         """
-        encoding = self.encoding(x)
-        noise = torch.randn(len(x), self.noise_dim, device=x.device) if noise is None else noise
-        return self.draw(encoding, noise.unsqueeze(1)).logits.squeeze(1), encoding.mu, encoding.logvar
+        posterior = self.encode(x) if posterior is None else posterior
+        if noise is None:
+            noise = torch.randn(len(x), 1, self.noise_dim, device=x.device)
+        z, output, layers = self.sample_posterior(posterior, noise)
+        mu, logvar = (part.unsqueeze(1) for part in posterior)
+        log_prior = self.prior.log_density(z)
+        kl = self.kl(mu, logvar, log_prior).mean(1)
+        if detach_posterior:
+            mu, logvar = mu.detach(), logvar.detach()
+        log_ratio = normal_log_density(z, mu, logvar) - log_prior
+        for layer in layers:
+            kl = torch.cat([kl, layer.kl().view_as(log_ratio).mean(1, keepdim=True)], -1)
+            log_ratio = log_ratio + layer.log_ratio().view_as(log_ratio)
+        return Terms(self.likelihood.nll(output, x.flatten(1).unsqueeze(1)), kl, log_ratio, z)
+
+    def sample_posterior(self, posterior: Posterior, noise: Tensor) -> PosteriorSamples:
+        """Samples of all latents from standard normal `noise` [B, K, N], and their decoding."""
+        mu, logvar = (part.unsqueeze(1) for part in posterior)
+        z_noise, layer_noise = noise.split([mu.shape[-1], noise.shape[-1] - mu.shape[-1]], -1)
+        z = self.reparameterize(mu, logvar, z_noise)
+        if self.hierarchy is None:
+            return PosteriorSamples(z, self.decode(z), [])
+        top_down = TopDown(layer_noise, posterior.features)
+        return PosteriorSamples(z, self.decode(z, top_down), top_down.samples)
 
     @property
     def output_bias(self) -> Tensor:
-        """The bias of the logits, [D]."""
+        """The bias of the decoder's output, [D]."""
         return cast(Tensor, self.decoder.output_bias)
 
     def images(self, z: Tensor) -> Tensor:
-        """Latents [..., L] -> pixel probabilities [..., D], the decoded images."""
-        return self.decode(z).sigmoid()
+        """Latents [..., L] -> mean images [..., D]: for Bernoulli pixels, the probabilities of white."""
+        return self.likelihood.mean(self.decode(z))
 
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """`n` images decoded from draws of the prior: pixel probabilities [n, D]."""
+        """`n` mean images decoded from samples of the prior, [n, D]."""
         device = self.output_bias.device
         z = self.prior.sample(n, generator, device)
-        noise = torch.randn(n, self.noise_dim - self.params.latent_dim, generator=generator, device=device)
-        return self._decode(z, noise, None)[0].sigmoid()
+        if self.hierarchy is None:
+            return self.images(z)
+        noise = torch.randn(n, self.hierarchy.noise_dim, generator=generator, device=device)
+        return self.likelihood.mean(self.decode(z, TopDown(noise)))
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
-        """Pixels [B, D] -> pixel probabilities [B, D], decoded from the posterior's mean."""
-        noise = torch.zeros(len(x), self.noise_dim, device=x.device)
-        logits: Tensor = self(x, noise)[0]
-        return logits.sigmoid()
+        """Pixels [B, D] -> mean images [B, D], decoded from the posterior's mean."""
+        noise = torch.zeros(len(x), 1, self.noise_dim, device=x.device)
+        return self.likelihood.mean(self.sample_posterior(self.encode(x), noise).output.squeeze(1))
 
     @torch.no_grad()
     def interpolate(self, start: Tensor, end: Tensor, steps: int, spherical: bool = False) -> Tensor:
-        """Images between two latents [L], both ends included: [steps, D].
+        """Mean images between two latents [L], both ends included: [steps, D].
 
-        Along the line; or, `spherical`, along the great circle (`slerp`), which keeps the typical distance from the
-        origin of a high-dimensional normal's draws.
+        Along the line, or with `spherical` along the great circle (`slerp`), which keeps the typical distance of a
+        high-dimensional normal's samples from the origin.
         """
         weight = torch.linspace(0, 1, steps, device=start.device)[:, None]
         return self.images(slerp(start, end, weight) if spherical else torch.lerp(start, end, weight))
 
     @torch.no_grad()
-    def start_from(self, images: Tensor) -> None:
-        """Start from what `images` [B, D], uint8 or floats, tell of the data.
+    def initialize_from_data(self, images: Tensor) -> None:
+        """Data-dependent initialization from `images` [N, D], uint8 or floats in [0, 1].
 
-        Output bias = logit of their mean (Burda et al. 2016); a VampPrior's pseudo-images are some of them.
+        The output bias starts where the mean image is that of the data (Burda et al. 2016); the prior may follow.
         """
-        self.output_bias.copy_(torch.logit(to_float(images).mean(0), eps=1e-3))
-        for part in self.prior.modules():
-            if isinstance(part, VampPrior):
-                part.start_from(images)
+        self.output_bias.copy_(self.likelihood.inverse_mean(to_float(images).mean(0)))
+        self.prior.initialize_from_data(images)
 
     def save(self, path: Path | str) -> None:
-        """Write weights and configuration as safetensors: the same bytes for the same weights, and no pickle."""
+        """Write weights and configuration as safetensors: no pickle, and the same bytes for the same weights."""
         config = {"input_dim": self.input_dim, **self.params.model_dump(mode="json")}
         tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
         write_atomically(path, save(tensors, metadata={"vae": json.dumps(config)}))
@@ -220,20 +223,35 @@ class VAE(nn.Module):
     def load(cls, path: Path | str, device: torch.device | str = "cpu") -> Self:
         """The model that `save` wrote, in evaluation mode.
 
-        Raises WeightsError where the file is missing, isn't such a file, or its weights don't fit its configuration.
+        Raises WeightsError where the file is missing, is not such a file, or its weights don't fit its configuration.
         """
         try:
             with safetensors.safe_open(path, framework="pt", device=str(device)) as file:
                 metadata = file.metadata() or {}
                 weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             config = json.loads(metadata["vae"])
-            with torch.device("meta"):  # the weights come from the file: don't draw them first
+            with torch.random.fork_rng(devices=[]):
                 model = cls(**config)
-            model.load_state_dict(weights, assign=True)
+            model.load_state_dict(weights)
         except FileNotFoundError:
             raise WeightsError(f"{path} not found: `dvc repro` trains it") from None
-        except (OSError, safetensors.SafetensorError, KeyError, json.JSONDecodeError) as error:
+        except (OSError, safetensors.SafetensorError, KeyError, RecursionError, json.JSONDecodeError) as error:
             raise WeightsError(f"{path} is not a VAE weights file of this project: {error}") from None
-        except (ConfigError, TypeError, RuntimeError) as error:
+        except (ConfigError, TypeError, ValueError, RuntimeError) as error:
             raise WeightsError(f"{path} doesn't match its own configuration: {' '.join(str(error).split())}") from None
         return model.to(device).eval()
+
+
+def slerp(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
+    """Spherical interpolation between latents [L] at weights [N, 1] from 0 to 1: [N, L] (Shoemake 1985).
+
+    The direction changes at constant angular speed, the length linearly. Parallel latents are interpolated linearly.
+    """
+    lengths = start.norm(), end.norm()
+    directions = start / lengths[0].clamp(min=1e-12), end / lengths[1].clamp(min=1e-12)
+    angle = torch.arccos((directions[0] @ directions[1]).clamp(-1, 1))
+    if angle.sin() < 1e-4 or not min(lengths):  # there is no great circle through both, or more than one
+        return torch.lerp(start, end, weight)
+    direction = torch.sin((1 - weight) * angle) * directions[0] + torch.sin(weight * angle) * directions[1]
+    points: Tensor = direction / angle.sin() * torch.lerp(lengths[0], lengths[1], weight)
+    return points

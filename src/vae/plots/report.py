@@ -69,7 +69,7 @@ def kl_by_dimension(model: VAE, mu: Tensor, logvar: Tensor) -> tuple[Tensor, str
     The reference is the prior where it is N(0, 1). Other priors are no product over dimensions: the reference is then
     the normal distribution with the mean and variance of the aggregate posterior.
     """
-    if model.params.prior == "standard":
+    if model.prior.factorized:
         return gaussian_kl(mu, logvar).mean(0), "N(0, 1)"
     variance = mu.var(0, correction=0) + logvar.exp().mean(0)
     return gaussian_kl_between(mu, logvar, mu.mean(0), variance.log()).mean(0), "the nearest normal distribution"

@@ -131,7 +131,7 @@ class Worker:
                     raise optuna.TrialPruned
 
         model = VAE.from_params(params.model, params.seed)
-        model.start_from(self.train.images)
+        model.initialize_from_data(self.train.images)
         return fit(
             model,
             self.train,

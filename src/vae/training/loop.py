@@ -23,8 +23,7 @@ from vae.data.datasets import Split
 from vae.device import Hardware
 from vae.errors import ConfigError, DivergedError
 from vae.models.distributions import importance_weighted_bound
-from vae.models.likelihoods import bernoulli_nll
-from vae.models.vae import VAE, Draws
+from vae.models.vae import VAE, Terms
 from vae.training.objectives import beta_at, doubly_reparameterized_bound, mmd, weighted_kl
 from vae.training.optimizers import make_optimizers, make_schedule
 
@@ -238,19 +237,19 @@ class _Loop:
 
 
 def _step_function(model: VAE, params: TrainParams, hardware: Hardware) -> Step:
-    """(x, noise, beta, prior draws or None) -> loss, reconstruction, KL: means over the batch. Random draws and β
-    come in from outside, so that it compiles to one graph without state."""
+    """(x, noise, beta, prior samples or None) -> loss, reconstruction, KL: means over the batch.
 
-    terms = _elbo_terms if params.objective == "elbo" else _importance_weighted_terms
+    Random numbers and β are arguments, so that the step compiles to one graph without state.
+    """
 
     def step(x: Tensor, noise: Tensor, beta: Tensor, prior: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         with hardware.autocast():
-            draws = model.draw(model.encoding(x), noise)
-            nll = bernoulli_nll(draws.logits, x.unsqueeze(1))
-            loss, kl = terms(params, model, draws, nll, beta)
+            terms = model(x, noise, detach_posterior=params.doubly_reparameterized)
+            loss = _loss(terms, params, beta)
         if prior is not None:
-            loss = loss + params.mmd * mmd(draws.z[:, 0], prior)
-        return loss, nll.mean(), kl
+            loss = loss + params.mmd * mmd(terms.z[:, 0], prior)
+        kl = terms.kl.sum(1) if params.objective == "elbo" else terms.log_ratio
+        return loss, terms.nll.mean(), kl.mean()
 
     if not hardware.compile:
         return step
@@ -262,31 +261,22 @@ def _step_function(model: VAE, params: TrainParams, hardware: Hardware) -> Step:
     return compiled
 
 
-def _elbo_terms(params: TrainParams, model: VAE, draws: Draws, nll: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
-    """Loss and KL of the ELBO, means over images and samples; `nll` is −log p(x|z), [B, K]."""
-    kl = model.kl(draws)
-    return nll.mean() + weighted_kl(kl, beta, params.free_bits), kl.sum(1).mean()
-
-
-def _importance_weighted_terms(
-    params: TrainParams, model: VAE, draws: Draws, nll: Tensor, beta: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Loss and KL of the importance-weighted bound, whose log weights are −nll − β · (log q(z|x) − log p(z))."""
+def _loss(terms: Terms, params: TrainParams, beta: Tensor) -> Tensor:
+    """The training loss, a mean over images: with β, that of the ELBO or of the importance-weighted bound."""
+    if params.objective == "elbo":
+        return terms.nll.mean() + weighted_kl(terms.kl, beta, params.free_bits)
+    log_weights = -terms.nll - beta * terms.log_ratio
     if params.doubly_reparameterized:
-        ratio = model.log_ratio(draws._replace(mu=draws.mu.detach(), logvar=draws.logvar.detach()))
-        bound = doubly_reparameterized_bound(-nll - beta * ratio, draws.z, beta)
-    else:
-        ratio = model.log_ratio(draws)
-        bound = importance_weighted_bound(-nll - beta * ratio)
-    return -bound.mean(), ratio.mean()
+        return -doubly_reparameterized_bound(log_weights, terms.z, beta).mean()
+    return -importance_weighted_bound(log_weights).mean()
 
 
 @torch.no_grad()
 def validate(model: VAE, targets: Tensor, hardware: Hardware, importance_samples: int = 0) -> Record:
     """Reconstruction, KL and −ELBO at β = 1 over binarized `targets` (uint8 [N, D]), nats per image.
 
-    With `importance_samples`, these are means over so many, and `neg_bound` is the negative importance-weighted bound.
-    The same posterior noise each time, so that epochs differ by their weights only.
+    With `importance_samples`, these are means over that many samples, and `neg_bound` is the negative
+    importance-weighted bound. The posterior noise is the same each time, so that epochs differ by their weights only.
     """
     model.eval()
     generator = torch.Generator(targets.device).manual_seed(0)
@@ -296,18 +286,14 @@ def validate(model: VAE, targets: Tensor, hardware: Hardware, importance_samples
         x = to_float(batch)
         noise = torch.randn(len(x), samples, model.noise_dim, generator=generator, device=x.device)
         with hardware.autocast():
-            draws = model.draw(model.encoding(x), noise)
-            nll = bernoulli_nll(draws.logits, x.unsqueeze(1))
-            kl = model.kl(draws)
-            bound = nll.new_zeros(())
-            if importance_samples:
-                bound = importance_weighted_bound(-nll - model.log_ratio(draws))
-        sums += torch.stack([nll.mean(1).sum(), kl.sum(), bound.sum()]).to(sums.device)
+            terms = model(x, noise)
+        bound = importance_weighted_bound(terms.log_weights)
+        sums += torch.stack([terms.nll.mean(1).sum(), terms.kl.sum(), bound.sum()]).to(sums.device)
     reconstruction, kl, bound = (sums / len(targets)).tolist()
-    figures = {"reconstruction": reconstruction, "kl": kl, "neg_elbo": reconstruction + kl}
+    metrics = {"reconstruction": reconstruction, "kl": kl, "neg_elbo": reconstruction + kl}
     if importance_samples:
-        figures["neg_bound"] = -bound
-    return figures
+        metrics["neg_bound"] = -bound
+    return metrics
 
 
 def _require_finite_steps(sums: Tensor, epoch: int) -> None:

@@ -16,6 +16,8 @@ from vae.device import resolve
 from vae.models.vae import VAE
 from vae.training.loop import Fitted, OnEpoch, fit
 
+DEFAULTS = TrainParams()
+
 
 class VAETrainer:
     """Trains a model, and keeps its history.
@@ -32,8 +34,8 @@ class VAETrainer:
         self,
         model: VAE,
         device: torch.device | str = "auto",
-        learning_rate: float = 1e-3,
-        beta: float = 1.0,
+        learning_rate: float = DEFAULTS.learning_rate,
+        beta: float = DEFAULTS.beta,
         *,
         optimizer: Optimizer | None = None,
         scheduler: LRScheduler | ReduceLROnPlateau | None = None,
@@ -52,7 +54,7 @@ class VAETrainer:
         self,
         train_loader: DataLoader[Any] | Split,
         val_loader: DataLoader[Any] | Split,
-        epochs: int = 50,
+        epochs: int = DEFAULTS.epochs,
         *,
         on_epoch: OnEpoch | None = None,
         progress: bool = True,

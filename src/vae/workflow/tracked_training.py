@@ -55,7 +55,7 @@ def tracked_training(
     hardware = resolve(params.train)
     train, validation = split_validation(load(raw, "train"), params.data.validation_size)
     model = VAE.from_params(params.model, params.seed)
-    model.start_from(train.images)
+    model.initialize_from_data(train.images)
     tracking.connect(experiment)
     print(f"{dataset['name']}: {len(train):,} to train on, {len(validation):,} to validate; {hardware}", flush=True)
     with (
