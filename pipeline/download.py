@@ -1,4 +1,4 @@
-"""Fetch and verify the data set: data params -> data/raw, data/dataset.json."""
+"""Download and verify the data set: data params -> data/raw, data/dataset.json."""
 
 from vae.config import Params
 from vae.workflow.command_line import run_stage
@@ -6,7 +6,7 @@ from vae.workflow.stages import fetch_dataset
 
 
 def main(params: Params) -> None:
-    """Keep what is there when it is right, fetch it otherwise."""
+    """Download the data set unless it is there already."""
     fetch_dataset(params.data)
 
 

@@ -1,5 +1,6 @@
-"""A real HTTP server on this machine, which serves a data set as well or as badly as a test asks for."""
+"""A local HTTP server of a data set, which fails in the way that a test asks for."""
 
+import base64
 import threading
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -32,6 +33,14 @@ def stalls(handler: "Handler", body: bytes | None) -> None:
     handler.wait()
 
 
+def trickles(handler: "Handler", body: bytes | None) -> None:
+    send_headers(handler, {"Content-Length": str(len(body))})
+    for byte in body:
+        handler.wfile.write(bytes([byte]))
+        if handler.server.closing.wait(0.05):
+            break
+
+
 def hangs_up(handler: "Handler", body: bytes | None) -> None:
     pass
 
@@ -62,7 +71,12 @@ class Handler(BaseHTTPRequestHandler):
             self.server.requests.append(name)
             answers = self.server.answers.get(name, [])
             answer = answers.pop(0) if answers else self.server.otherwise
-        answer(self, self.server.files.get(name))
+        if self.server.authorization not in (None, self.headers.get("Authorization")):
+            answer = status(401)
+        try:
+            answer(self, self.server.files.get(name))
+        except ConnectionError:  # the client has given up
+            pass
 
     def wait(self) -> None:
         self.server.closing.wait()
@@ -72,17 +86,25 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Mirror(ThreadingHTTPServer):
-    """Serves `files`. A file's `answers` are given in turn; after them, and for other files, it is `otherwise`."""
+    """Serves `files`: each request for a file consumes one of its `answers`, then `otherwise` answers.
+
+    `password` is `user:password`, required if given.
+    """
 
     daemon_threads = True
     block_on_close = False
 
     def __init__(
-        self, files: Mapping[str, bytes], otherwise: Answer = good, answers: Mapping[str, list[Answer]] | None = None
+        self,
+        files: Mapping[str, bytes],
+        otherwise: Answer = good,
+        answers: Mapping[str, list[Answer]] | None = None,
+        password: str | None = None,
     ):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files, self.otherwise = files, otherwise
         self.answers = {name: list(turns) for name, turns in (answers or {}).items()}
+        self.authorization = password and f"Basic {base64.b64encode(password.encode()).decode()}"
         self.requests: list[str] = []
         self.lock, self.closing = threading.Lock(), threading.Event()
         self.url = f"http://127.0.0.1:{self.server_port}/mnist/"

@@ -1,12 +1,15 @@
-"""Files appear whole or not at all."""
+"""Atomic writes, checksums and fingerprints."""
 
 import hashlib
 import json
+import os
+import signal
 import subprocess
 import sys
 
 import pytest
 
+from support import ROOT
 from vae.files import fingerprint, sha256, write_atomically, write_json
 
 FULL_DISK = """
@@ -16,39 +19,58 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 write_atomically(sys.argv[1], b"x" * 5000)
 """
 
+KILLED = """
+import os, signal, sys
+from vae import files
+files.os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
+files.write_atomically(sys.argv[1], b"new")
+"""
+
 
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
 @pytest.mark.parametrize("content, stored", [(b"\x00\xff", b"\x00\xff"), ("−1 €\n", "−1 €\n".encode()), (b"", b"")])
-def test_a_written_file_holds_the_content_and_nothing_lies_beside_it(tmp_path, content, stored):
-    write_atomically(tmp_path / "file", content)
-    assert (tmp_path / "file").read_bytes() == stored
-    assert names(tmp_path) == ["file"]
-
-
-def test_a_write_replaces_the_earlier_file_whole(tmp_path):
-    (tmp_path / "file").write_text("an earlier and longer content")
-    write_atomically(str(tmp_path / "file"), "new")
-    assert (tmp_path / "file").read_text() == "new"
+def test_a_write_creates_folders_replaces_the_file_and_leaves_nothing_else(tmp_path, content, stored):
+    path = tmp_path / "a" / "b" / "file"
+    for before in ("an earlier and longer content", content):
+        write_atomically(path, before)
+    assert path.read_bytes() == stored
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert names(path.parent) == ["file"]
 
 
 def test_a_reader_of_the_earlier_file_keeps_reading_it(tmp_path):
     (tmp_path / "file").write_text("old")
     with (tmp_path / "file").open() as reader:
-        write_atomically(tmp_path / "file", "new")
+        write_atomically(str(tmp_path / "file"), "new")
         assert reader.read() == "old"
 
 
-def test_missing_folders_are_made(tmp_path):
-    write_atomically(tmp_path / "a" / "b" / "file", "content")
-    assert (tmp_path / "a" / "b" / "file").read_text() == "content"
+def test_the_temporary_file_of_a_killed_write_is_ignored_by_git_and_deleted_by_the_next_write(tmp_path):
+    (tmp_path / "file").write_text("old")
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "file")], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert (tmp_path / "file").read_text() == "old"
+    (leftover,) = set(names(tmp_path)) - {"file"}
+    subprocess.run(["git", "check-ignore", "--quiet", leftover], cwd=ROOT, check=True)
+    theirs = [".file.backup", ".file2.x.tmp", ".other.x.tmp"]
+    for name in theirs:
+        (tmp_path / name).write_text("not of this file")
+    write_atomically(tmp_path / "file", "new")
+    assert names(tmp_path) == [*theirs, "file"]
 
 
-def test_others_may_read_a_written_file(tmp_path):
-    write_atomically(tmp_path / "file", "content")
-    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o644
+def test_a_write_leaves_the_temporary_file_of_a_running_write_alone(tmp_path, monkeypatch):
+    def write_meanwhile(descriptor):
+        monkeypatch.undo()
+        write_atomically(tmp_path / "file", "second")
+
+    monkeypatch.setattr(os, "fsync", write_meanwhile)
+    write_atomically(tmp_path / "file", "first")
+    assert (tmp_path / "file").read_text() == "first"
+    assert names(tmp_path) == ["file"]
 
 
 def test_a_disk_that_fills_up_leaves_the_earlier_file_alone(tmp_path):
@@ -86,7 +108,7 @@ def test_json_is_indented_and_ends_in_a_newline(tmp_path):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), object()])
-def test_what_is_not_json_is_refused_and_leaves_the_earlier_file_alone(tmp_path, value):
+def test_values_that_json_does_not_have_are_refused_and_leave_the_earlier_file_alone(tmp_path, value):
     write_json(tmp_path / "file.json", {"loss": 1.0})
     with pytest.raises((ValueError, TypeError)):
         write_json(tmp_path / "file.json", {"loss": value})

@@ -1,4 +1,4 @@
-"""Checkpoints: what a training needs to go on as if it had never stopped."""
+"""Checkpoints of a computation, from which an interrupted one resumes."""
 
 import hashlib
 import io
@@ -11,44 +11,42 @@ import torch
 
 from vae.files import write_atomically
 
-KEPT = 2  # the newest, and the one before it, should the newest be damaged
+KEEP = 2  # the newest, and the one before in case the newest is damaged
 
 State = dict[str, Any]
 
 
 class Checkpoints:
-    """The checkpoints of one training, in a folder of its own: `<epoch>.pt`, each written whole or not at all.
+    """The checkpoints `<epoch>.pt` of one training, in a folder of its own. The caller names the folder.
 
-    A file is what `torch.save` writes, and its SHA-256 behind that: `torch.load` alone, which can read such files, too,
-    takes a tensor with a flipped bit for sound.
-
-    Which trainings are the same is the caller's to say, by the folder's name.
+    Each file is written atomically: the output of `torch.save`, followed by its SHA-256, since `torch.load` doesn't
+    notice a flipped bit in a tensor.
     """
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
 
     def save(self, epoch: int, state: State) -> None:
-        """Write the state after `epoch`, and delete those that are neither the newest nor the one before."""
+        """Write the state after `epoch`, and delete all but the newest two checkpoints."""
         buffer = io.BytesIO()
         torch.save(state, buffer)
         content = buffer.getvalue()
         write_atomically(self._path(epoch), content + hashlib.sha256(content).digest())
-        for path in self._newest_first()[KEPT:]:
+        for path in self._newest_first()[KEEP:]:
             path.unlink(missing_ok=True)
 
     def load(self, device: torch.device) -> State | None:
-        """The newest state that can be read; None where there is none. A damaged one is skipped with a warning."""
+        """Return the newest readable state, or None. Damaged checkpoints are skipped with a warning."""
         for path in self._newest_first():
             try:
                 return _read(path, device)
-            except Exception as error:  # what bytes that are no checkpoint raise in torch.load is anything
+            except Exception as error:  # torch.load raises many kinds of errors for damaged files
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                 warnings.warn(f"{path} can't be read and is skipped: {reason}", stacklevel=2)
         return None
 
     def delete(self) -> None:
-        """Delete the folder: the training has ended, and its results are on the disk."""
+        """Delete the folder, once the results of the training are on the disk."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _path(self, epoch: int) -> Path:

@@ -79,14 +79,14 @@ def train(params: Params, output: Path, data: Path) -> None:
 
 
 def _require_own_folder(params: Params, raw: Path, dataset: Path) -> None:
-    """Refuse a folder with other files in it, which fetching would delete."""
+    """Refuse a folder with another data set, which the download would replace."""
     from vae.data.download import BUNDLED_NAME, wanted_name
     from vae.workflow.stages import read_dataset
 
     try:
         held = read_dataset(dataset)["name"]
     except DataError:
-        held = "other files" if raw.is_dir() and any(raw.iterdir()) else None
+        held = None
     wanted = wanted_name(params.data)
     if held not in (None, wanted, BUNDLED_NAME):
         raise DataError(f"{raw} holds {held}, not {wanted}: name another folder with --data_dir")

@@ -22,7 +22,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError, core_schema
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from vae.errors import ConfigError
+from vae.errors import ConfigError, hide_passwords
 
 DatasetName = Literal["MNIST", "FashionMNIST", "KMNIST"]
 Source = Literal["auto", "mirror", "directory", "bundled"]
@@ -415,7 +415,8 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
     complaints: dict[str, list[ErrorDetails]] = {}  # a value that may be of several types has one for each
     for details in error.errors():
         complaints.setdefault(_name(details, model), []).append(details)
-    return "; ".join(" ".join(_complaint(name, found, model).split()) for name, found in complaints.items())
+    message = "; ".join(" ".join(_complaint(name, found, model).split()) for name, found in complaints.items())
+    return hide_passwords(message)
 
 
 def _name(details: ErrorDetails, model: type[BaseModel]) -> str:

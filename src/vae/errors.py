@@ -1,10 +1,10 @@
-"""What can go wrong through no fault of the code: each message is one line that names the thing."""
+"""User-facing exceptions: each message is one line that says what is wrong, where, and what to do."""
 
 import re
 
 
 class VAEError(Exception):
-    """Base of every error that a user can cause; stages print it as one line and exit with 1."""
+    """Base class of all errors that a user can cause; commands print the message and exit with 1."""
 
 
 class ConfigError(VAEError, ValueError):
@@ -12,19 +12,19 @@ class ConfigError(VAEError, ValueError):
 
 
 class DataError(VAEError, ValueError):
-    """An image file or a batch is missing, damaged or not what it should be."""
+    """An image file or a batch is missing, damaged or of the wrong kind."""
 
 
 class DownloadError(VAEError):
-    """No source could deliver the data set; the message lists each one that was tried, and how it failed."""
+    """No source delivered the data set; the message lists each source and why it failed."""
 
 
 class WeightsError(VAEError, ValueError):
-    """A weights file can't be read, or belongs to another model."""
+    """A weights file can't be read, or doesn't match the model."""
 
 
 class DivergedError(VAEError):
-    """The training loss stopped being finite."""
+    """The training loss is no longer finite."""
 
 
 class TrackingError(VAEError):
@@ -32,7 +32,7 @@ class TrackingError(VAEError):
 
 
 class SearchError(VAEError):
-    """The hyperparameter search can't go on: its storage, its workers or its first trials failed."""
+    """The hyperparameter search can't continue: its storage, its workers or too many trials failed."""
 
 
 def hide_passwords(text: str) -> str:

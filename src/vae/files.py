@@ -1,39 +1,45 @@
-"""Writing files whole: a reader never sees half of one, and a failed write leaves the old one."""
+"""Atomic writes, checksums, and the root of the project."""
 
+import fcntl
+import glob
 import hashlib
 import json
 import os
 import tempfile
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 PACKAGE = Path(__file__).parent
 TRAINING_CODE = tuple(PACKAGE / name for name in ("data", "models", "training"))  # what a training's metrics depend on
 
 
 def project_root() -> Path:
-    """The project's folder; under `dvc exp run --temp` that of the main repository, not of the temporary copy."""
+    """The root of the project; under `dvc exp run --temp` that of the main repository, not of the temporary copy."""
     return Path(os.environ.get("DVC_ROOT") or ".").resolve()
 
 
 def write_atomically(path: Path | str, content: bytes | str) -> None:
-    """Write `content` beside `path`, flush it to the disk, and rename it into place.
+    """Write `content` to a temporary file beside `path`, flush it to the disk, and rename it to `path`.
 
-    When this returns, the new content is there to stay, whatever happens to the power. Raises OSError, naming `path`.
+    Once this returns, the new content survives a power failure. A killed process leaves `.<name>.<random>.tmp`, which
+    git and DVC ignore and the next write to `path` deletes. Raises OSError, naming `path`.
     """
     path = Path(path)
     data = content.encode() if isinstance(content, str) else content
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        _delete_leftovers(path)
+        descriptor, temporary = tempfile.mkstemp(".tmp", f".{path.name}.", path.parent)
         try:
             with os.fdopen(descriptor, "wb") as file:
+                _lock(file)
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(path)
+                os.fchmod(file.fileno(), 0o644)
+                Path(temporary).replace(path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
@@ -42,23 +48,39 @@ def write_atomically(path: Path | str, content: bytes | str) -> None:
         raise type(error)(error.errno, error.strerror, str(path)) from None
 
 
+def _delete_leftovers(path: Path) -> None:
+    """Delete the temporary files of writes to `path` that were killed. A running write has locked its own."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with suppress(OSError), leftover.open("rb") as file:
+            if _lock(file) and os.fstat(file.fileno()).st_size:  # an empty one may be about to be locked
+                leftover.unlink()
+
+
+def _lock(file: BinaryIO) -> bool:
+    """Lock an open file until it is closed; False if another process has, or if the file system has no locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
 def _flush_folder(folder: Path) -> None:
-    """Flush the folder's list of names, where the system has such a call."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    """Flush the folder's list of names to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: Path | str, content: Any) -> None:
-    """Write indented JSON with a closing newline; NaN is refused, since it is not JSON."""
+    """Write indented JSON with a closing newline. Raises ValueError for NaN and infinity, which JSON doesn't have."""
     write_atomically(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def sha256(path: Path | str) -> str:
-    """The file's SHA-256, in hexadecimal."""
+    """The SHA-256 of a file, in hexadecimal."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -1,1 +1,1 @@
-"""Data: download and verify, read, binarize, batch."""
+"""Data: download and verification, reading, binarization, batches."""

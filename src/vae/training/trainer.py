@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
 from vae.config import Binarization, TrainParams, checked
+from vae.data.binarization import check_binarization
 from vae.data.datasets import Split
 from vae.device import resolve
 from vae.models.vae import VAE
@@ -45,6 +46,7 @@ class VAETrainer:
     ) -> None:
         named = {"device": str(device), "learning_rate": learning_rate, "beta": beta}
         self.params = checked(TrainParams, named | options)
+        check_binarization(binarization)
         self.model, self.binarization, self.seed = model, binarization, seed
         self.optimizer, self.scheduler = optimizer, scheduler
         self.hardware = resolve(self.params)

@@ -10,7 +10,7 @@ import torch
 from ruamel.yaml import YAML
 
 from vae.config import DataParams, Params
-from vae.data.download import fetch
+from vae.data.download import IMAGE_SHAPE, class_names, fetch
 from vae.device import Hardware
 from vae.errors import DataError, WeightsError
 from vae.files import project_root, sha256, write_json
@@ -25,13 +25,13 @@ FIGURES = Path("figures")
 
 
 def mnist_dir() -> Path | None:
-    """The folder that the environment variable MNIST_DIR names, relative to the project's root."""
+    """Return the folder in the environment variable MNIST_DIR, relative to the project's root, or None."""
     value = os.environ.get("MNIST_DIR")
     return Path(os.environ.get("DVC_ROOT", ".")) / os.path.expanduser(value) if value else None  # noqa: PTH111
 
 
 def fetch_dataset(params: DataParams, raw: Path = RAW, dataset: Path = DATASET) -> dict[str, Any]:
-    """Keep the images in `raw` when they are right, fetch them otherwise; `dataset` records what they are."""
+    """Download the data set to `raw` unless it is there already, and describe it in `dataset`."""
     try:
         earlier = read_dataset(dataset)
     except DataError:
@@ -40,16 +40,17 @@ def fetch_dataset(params: DataParams, raw: Path = RAW, dataset: Path = DATASET) 
     record = fetch(params, mnist_dir(), raw, earlier)
     write_json(dataset, record)
     counts = ", ".join(f"{count:,} {part}" for part, count in record["counts"].items())
-    print(f"{record['name']}: {counts} images, verified (source: {record['source']})")
+    print(f"{record['name']}: {counts} images, verified")
     return record
 
 
 def read_dataset(path: Path = DATASET) -> dict[str, Any]:
-    """What was recorded of the data set when it was fetched."""
+    """Read data/dataset.json; one without image shape and classes, from an earlier version, is completed."""
     try:
-        record: dict[str, Any] = json.loads(path.read_text())
-        return {key: record[key] for key in ("name", "source", "counts", "sha256")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        record = {"image_shape": IMAGE_SHAPE, **json.loads(path.read_text())}
+        record["classes"] = record.get("classes") or class_names(record["name"])
+        return {key: record[key] for key in ("name", "source", "image_shape", "classes", "counts", "sha256")}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{path} can't be read ({error}): `dvc repro -f download` writes it") from None
 
 

@@ -1,0 +1,131 @@
+"""What is refused in batches of images and labels, by every function that takes them."""
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, TensorDataset
+
+from vae import VAE, VAETrainer, visualize_latent_space, visualize_reconstruction
+from vae.config import TrainParams
+from vae.data.batches import image_batch, label_batch
+from vae.data.datasets import Split
+from vae.device import Hardware
+from vae.errors import ConfigError, DataError
+from vae.training.loop import fit
+
+CPU = Hardware(torch.device("cpu"), "fp32", compile=False)
+IMAGES, LABELS = torch.rand(40, 784), torch.arange(40) % 2
+
+
+def loader(*tensors, **options):
+    return DataLoader(TensorDataset(*tensors), **({"batch_size": 8} | options))
+
+
+def small():
+    return VAE(784, [8], 2)
+
+
+def train(images, validation=None, **options):
+    return fit(small(), images, validation or loader(IMAGES), TrainParams(epochs=1), CPU, **options)
+
+
+ALL_FUNCTIONS = pytest.mark.parametrize(
+    "function",
+    [
+        train,
+        lambda images: train(loader(IMAGES), images),
+        lambda images: visualize_reconstruction(small(), images),
+        lambda images: visualize_latent_space(small(), images),
+    ],
+    ids=["training", "validation", "visualize_reconstruction", "visualize_latent_space"],
+)
+
+
+@ALL_FUNCTIONS
+@pytest.mark.parametrize(
+    "images, reason",
+    [
+        (IMAGES.to(torch.complex64), "images are torch.complex64, allowed are torch.uint8 and floats"),
+        ((IMAGES * 255).to(torch.uint16), "images are torch.uint16, allowed are torch.uint8 and floats"),
+        (IMAGES * 255, r"pixels are from 0\.\d+ to 25\d\.\d+, allowed is 0 to 1"),
+        (IMAGES[:, :10], r"images have shape \(8, 10\), allowed is \(B, ...\) with 784 pixels"),
+    ],
+    ids=["complex", "uint16", "0 to 255", "ten pixels"],
+)
+def test_images_of_the_wrong_kind_are_refused(function, images, reason):
+    with pytest.raises(DataError, match=reason):
+        function(loader(images, LABELS))
+
+
+@ALL_FUNCTIONS
+def test_an_empty_batch_is_refused(function):
+    empty = [torch.empty(0, 784), torch.empty(0).long()]
+    with pytest.raises(DataError, match="there are no images in a batch"):
+        function(DataLoader([empty], batch_size=None))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bool, torch.int64, torch.float64, torch.bfloat16])
+def test_black_and_white_images_are_accepted_in_common_types(dtype):
+    batch = image_batch([(IMAGES > 0.5).to(dtype).reshape(40, 1, 28, 28), LABELS], 784)
+    assert batch.dtype == (torch.uint8 if dtype == torch.uint8 else torch.float32)
+    assert torch.equal(batch.float(), (IMAGES > 0.5).float())
+
+
+def test_a_split_is_checked_like_a_loader():
+    with pytest.raises(DataError, match=r"images have shape \(40, 10\)"):
+        train(Split(torch.zeros(40, 10, dtype=torch.uint8), LABELS))
+
+
+@pytest.mark.parametrize(
+    "labels, reason",
+    [
+        (torch.eye(10)[LABELS], r"torch.float32 of shape \(40, 10\), allowed is one integer for each of 40 images"),
+        (torch.eye(10).long()[LABELS], r"torch.int64 of shape \(40, 10\).*labels.argmax\(1\)"),
+        (LABELS.float(), r"torch.float32 of shape \(40,\)"),
+        (np.array(["a"] * 40), "a tensor of one integer per image: these are ndarray"),
+    ],
+    ids=["one-hot", "one-hot integers", "floats", "text"],
+)
+def test_labels_must_be_one_integer_per_image(labels, reason):
+    with pytest.raises(DataError, match=reason):
+        label_batch([IMAGES, labels])
+
+
+def test_one_hot_labels_are_refused_by_a_plot():
+    with pytest.raises(DataError, match="one-hot"):
+        visualize_latent_space(small(), loader(IMAGES, torch.eye(10)[LABELS]))
+
+
+class OneBatchLess(BatchSampler):
+    def __len__(self):
+        return super().__len__() - 1
+
+
+class OnlyOnce(BatchSampler):
+    def __iter__(self):
+        return iter(())
+
+
+@pytest.mark.parametrize(
+    "sampler, reason",
+    [(OneBatchLess, "more than the 4 batches of its length"), (OnlyOnce, "no batches, although its length is 5")],
+)
+def test_a_loader_with_a_wrong_length_is_refused(sampler, reason):
+    wrong = DataLoader(TensorDataset(IMAGES), batch_sampler=sampler(SequentialSampler(IMAGES), 8, False))
+    with pytest.raises(DataError, match=reason):
+        train(wrong)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: train(loader(IMAGES), binarization="treshold"),
+        lambda: train(Split((IMAGES * 255).to(torch.uint8), LABELS), binarization="treshold"),
+        lambda: VAETrainer(small(), "cpu", binarization="treshold"),
+        lambda: visualize_reconstruction(small(), loader(IMAGES), binarization="treshold"),
+    ],
+    ids=["fit with a loader", "fit with a split", "VAETrainer", "visualize_reconstruction"],
+)
+def test_an_unknown_binarization_is_refused(call):
+    with pytest.raises(ConfigError, match="binarization is 'treshold', allowed are dynamic, static, threshold, none"):
+        call()
