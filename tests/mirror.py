@@ -3,6 +3,7 @@
 import base64
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 Answer = Callable[["Handler", bytes | None], None]
@@ -73,10 +74,8 @@ class Handler(BaseHTTPRequestHandler):
             answer = answers.pop(0) if answers else self.server.otherwise
         if self.server.authorization not in (None, self.headers.get("Authorization")):
             answer = status(401)
-        try:
+        with suppress(ConnectionError):  # the client has given up
             answer(self, self.server.files.get(name))
-        except ConnectionError:  # the client has given up
-            pass
 
     def wait(self) -> None:
         self.server.closing.wait()
