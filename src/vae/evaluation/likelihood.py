@@ -57,11 +57,11 @@ class Evaluation:
         }
         return {name: value for name, value in figures.items() if not math.isnan(value)}
 
-    def by_digit(self) -> pd.DataFrame:
-        """The same by label: the number of images, means and errors, and the active units of each."""
+    def by_class(self) -> pd.DataFrame:
+        """One row per class: the number of images, the means and errors of `summary`, and the active units."""
         rows = [
-            {"digit": digit, "images": len(part), **summary(part), "active_units": active_units(self.mu[part.index])}
-            for digit, part in self.images.groupby("label")
+            {"class": label, "images": len(part), **summary(part), "active_units": active_units(self.mu[part.index])}
+            for label, part in self.images.groupby("label")
         ]
         return pd.DataFrame(rows)
 
