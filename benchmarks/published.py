@@ -101,7 +101,7 @@ def run(recipe: Recipe, params: Params) -> Row:
         "importance_samples": params.evaluate.importance_samples,
         "binarization": params.data.binarization,
         "epochs": params.train.epochs,
-        "minutes": round(training.summary["seconds"] / 60, 1),
+        "minutes": round(training.seconds / 60, 1),
         "device": str(training.hardware),
         "neg_elbo": round(-metrics["elbo"], 2),
         "active_units": metrics["active_units"],

@@ -35,6 +35,7 @@ class Training:
     hardware: Hardware
     fitted: Fitted
     summary: dict[str, Any]
+    seconds: float
     run: Run
 
 
@@ -111,9 +112,9 @@ def tracked_training(
         _write_history(history, fitted.history)
         summary = _summary(model, fitted)
         print(f"best epoch {fitted.best_epoch}: validation −ELBO {fitted.best['val/neg_elbo']:.2f} nats per image")
-        yield Training(model, hardware, fitted, summary, run)
-        seconds = {"seconds": _seconds(fitted.history)}
-        tracking.log_training(run, summary | seconds, sha256(weights), [weights, history])
+        seconds = _seconds(fitted.history)
+        yield Training(model, hardware, fitted, summary, seconds, run)
+        tracking.log_training(run, summary | {"seconds": seconds}, sha256(weights), [weights, history])
         if kept:
             kept.delete()
 
