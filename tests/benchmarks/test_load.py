@@ -1,5 +1,7 @@
 import importlib
-from contextlib import nullcontext
+import shutil
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -20,6 +22,21 @@ def load(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "OUTPUT", tmp_path / "load.csv")
     yield module
     assert {path.name for path in tmp_path.iterdir()} <= {"load.csv"}
+
+
+@pytest.fixture
+def quick_store(load, monkeypatch, empty_store):
+    """Temporary projects start with MLflow's database, which takes seconds to create."""
+    empty_project = load.empty_project
+
+    @contextmanager
+    def project():
+        with empty_project():
+            Path("mlruns").mkdir()
+            shutil.copy(empty_store, "mlruns")
+            yield
+
+    monkeypatch.setattr(load, "empty_project", project)
 
 
 def measured(load, monkeypatch, part):
@@ -49,7 +66,7 @@ def test_early_and_late_trials_of_a_long_study_are_compared(load, monkeypatch):
     assert table["value"].tolist() == [1.0, 37.0, 700.0, 119.0, 3.0]
 
 
-def test_the_first_page_of_a_crowded_store_is_requested(load, monkeypatch):
+def test_the_first_page_of_a_crowded_store_is_requested(load, quick_store, monkeypatch):
     counts = []
 
     def post(url, json, timeout):
@@ -67,7 +84,7 @@ def test_the_first_page_of_a_crowded_store_is_requested(load, monkeypatch):
     assert sorted(set(counts)) == [10, 12]  # 11, and the one that was opened in between
 
 
-def test_a_lost_metric_is_an_error(load):
+def test_a_lost_metric_is_an_error(load, quick_store):
     with load.empty_project():
         load.log_run("logger", 2)
         load.check_all_logged(1, 2)
