@@ -209,7 +209,13 @@ def newest_run(folder):
 
 def test_the_files_are_there_and_the_figures_are_not_empty(trained):
     folder = trained[1] / "results"
-    files = {"vae_model_final.safetensors", "history.csv", "metrics.json", *(f"{name}.png" for name in FIGURES)}
+    files = {
+        "vae_model_final.safetensors",
+        "history.csv",
+        "metrics.json",
+        "timing.json",
+        *(f"{name}.png" for name in FIGURES),
+    }
     assert {path.name for path in folder.iterdir()} == files
     for name in FIGURES:
         with Image.open(folder / f"{name}.png") as picture:
