@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -65,15 +64,9 @@ class OneOf:
         return name
 
 
-def _check_size(value: float) -> float:
-    if value >= 2**31:
-        raise ValueError("too large, allowed is less than 2**31")
-    return value
-
-
-PositiveInt = Annotated[int, Field(ge=1), AfterValidator(_check_size)]
-PositiveFloat = Annotated[float, Field(gt=0), AfterValidator(_check_size)]
-NonNegativeFloat = Annotated[float, Field(ge=0), AfterValidator(_check_size)]
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
 
 
 class Section(BaseModel):
@@ -248,30 +241,30 @@ class RenderParams(Section):
 
 
 class Range(Section):
-    """From `low` to `high`, both included."""
+    """An interval from `low` to `high`, both included."""
 
     low: int | float
     """The smallest value."""
     high: int | float
     """The largest value."""
     log: bool = False
-    """Evenly over the orders of magnitude."""
+    """Whether values are sampled on a logarithmic scale."""
 
 
 Choices = tuple[Any, ...]
 
 
 class SearchParams(Section):
-    """The search for hyperparameters."""
+    """The hyperparameter search."""
 
     n_trials: PositiveInt = 40
-    """Trials in all; a larger number adds to those that there are."""
+    """Total number of trials; a larger number adds to the existing ones."""
     epochs: PositiveInt = 10
-    """A trial's training."""
+    """Epochs of each trial."""
     workers: PositiveInt | Literal["auto"] = "auto"
-    """Processes side by side; auto is one a GPU, or one a core."""
+    """Parallel processes; auto is one per GPU, or one per CPU core."""
     objective: Objective = "elbo"
-    """elbo is −ELBO at β = 1; rate_distortion has two objectives, and prunes nothing."""
+    """elbo minimizes −ELBO at β = 1; rate_distortion has two objectives and prunes no trial."""
     pruner: Pruner = "median"
     """Which trials are stopped early."""
     space: dict[str, Range | Choices] = Field(
@@ -281,7 +274,7 @@ class SearchParams(Section):
             "learning_rate": Range(low=3e-4, high=1e-2, log=True),
         }
     )
-    """What is searched: parameters of model or train, with a range or a list of choices each."""
+    """The searched parameters of model and train, each with a range or a list of choices."""
 
     @field_validator("space", mode="before")
     @classmethod
@@ -292,23 +285,27 @@ class SearchParams(Section):
 
 
 SEARCHED: dict[str, type[Section]] = {"model": ModelParams, "train": TrainParams}
+NOT_SEARCHED = {
+    "epochs": "search.epochs sets the length of all trials",
+    "objective": "trials are ranked by the metric of one objective",
+}
 
 
 def searched_section(name: str) -> str:
-    """`model` or `train`, whichever has the parameter `name`; ValueError where neither has, or it can't be searched."""
-    if name == "epochs":
-        raise ValueError("epochs can't be searched: search.epochs says how long a trial trains")
+    """The section, `model` or `train`, of parameter `name`. Raises ValueError if it isn't a searchable parameter."""
+    if name in NOT_SEARCHED:
+        raise ValueError(f"{name} can't be searched: {NOT_SEARCHED[name]}")
     for section, model in SEARCHED.items():
         if name in model.model_fields:
             return section
-    known = sorted({*ModelParams.model_fields, *TrainParams.model_fields} - {"epochs"})
+    known = sorted({*ModelParams.model_fields, *TrainParams.model_fields} - set(NOT_SEARCHED))
     close = difflib.get_close_matches(str(name).split(".")[-1], known, n=1)
     hint = f"did you mean '{close[0]}'? " if close else ""
     raise ValueError(f"'{name}' is no parameter of model or train: {hint}allowed are {', '.join(known)}")
 
 
 def _domain(name: str, values: Any) -> Range | Choices:
-    """The values to search for a parameter, every one of which it must be able to take."""
+    """The checked range or choices of a parameter. Raises ValueError if one of the values isn't allowed."""
     section = SEARCHED[searched_section(name)]
     if isinstance(values, list | tuple):
         if not values:
@@ -358,6 +355,11 @@ class Params(Section):
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
         check_together(self.model, self.train)
+        if self.train.objective == "iwae" and "importance_samples" in self.search.space:
+            raise ValueError(
+                "search.space: importance_samples can't be searched with train.objective 'iwae', since bounds with "
+                "different numbers of samples don't compare"
+            )
         if self.data.source == "bundled" and self.data.dataset != "MNIST":
             raise ValueError(f"data.source 'bundled' holds MNIST only, not {self.data.dataset}")
         return self
@@ -402,7 +404,7 @@ def load_params(path: Path | str = "params.yaml", overrides: Mapping[str, Any] |
         ) from None
     except OSError as error:
         raise ConfigError(f"{path} can't be read: {error.strerror}") from None
-    except (YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, an impossible date
+    except (YAMLError, ValueError) as error:  # ValueError: bytes that are no UTF-8, a date that doesn't exist
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must hold sections such as `train:`, not {tree!r}")
@@ -457,18 +459,11 @@ def _complaint(name: str, found: list[ErrorDetails], model: type[BaseModel]) -> 
         message = found[0]["msg"].removeprefix("Value error, ")
         return f"{name}: {message}" if name else message
     if found[0]["type"] == "model_type":
-        return f"{name} is {_shown(found[0]['input'])}, allowed is a section of `key: value` lines"
+        return f"{name} is {found[0]['input']!r}, allowed is a section of `key: value` lines"
     allowed = dict.fromkeys(
         details["msg"].removeprefix("Input should be ").replace("tuple", "list") for details in found
     )
-    return f"{name} is {_shown(found[0]['input'])}, allowed is {' or '.join(allowed)}"
-
-
-def _shown(value: Any) -> str:
-    try:
-        return repr(value)
-    except ValueError:  # Python prints integers of up to 4,300 digits
-        return "a huge integer"
+    return f"{name} is {found[0]['input']!r}, allowed is {' or '.join(allowed)}"
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

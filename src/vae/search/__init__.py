@@ -1,5 +1,6 @@
 """The hyperparameter search: an Optuna study whose trials train with `fit()`, in several processes.
 
-`study` says what is searched and where it is kept, `trial` trains one, `workers` runs the processes, `results` and
-`figures` report, `adopt` takes the best values over into params.yaml.
+`space` translates the search space, `storage` and `study` keep the trials, `trial` trains one, `workers` runs the
+processes, `report` and `plots` show the results, `adopt` writes the best values into params.yaml, `dashboard` serves
+optuna-dashboard.
 """

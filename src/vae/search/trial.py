@@ -1,13 +1,13 @@
-"""One process's share of a search: it takes trials until the study has them all, and trains each with `fit()`."""
+"""One process's share of a search: it takes trials until the study is complete, and trains each with `fit()`."""
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import optuna
 import torch
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from vae.config import Params
@@ -15,93 +15,108 @@ from vae.data.datasets import load, split_validation
 from vae.device import Hardware, resolve
 from vae.errors import SearchError
 from vae.models.vae import VAE
+from vae.search.space import current_values, distributions, with_values
+from vae.search.storage import DATABASE_ERRORS, exclusive_lock, open_storage
 from vae.search.study import (
     MLFLOW_RUN,
-    alone,
+    DeadTrials,
+    check_failure_limit,
     counted,
-    current_values,
     finished,
+    heartbeat,
     in_state,
-    open_storage,
     open_study,
-    reason,
-    suggest,
-    with_values,
+    release,
+    requeue_lost,
 )
 from vae.tracking import store as tracking
 from vae.tracking.run import Run
-from vae.training.loop import Fitted, Record, fit
+from vae.training.loop import Record, criterion, fit
 
 POLL_SECONDS = 1.0
-HOPELESS = 3  # trials that fail before any has succeeded
+
+Values = float | tuple[float, float]
 
 
 class Worker:
-    """Holds what lasts from trial to trial: the study, the images, the device."""
+    """Holds what all trials of a process share: the study, the images, the device."""
 
     def __init__(self, params: Params, dataset: Mapping[str, Any], folder: Path, name: str, number: int) -> None:
         self.params, self.name = params, name
         self.train, self.validation = split_validation(load(folder, "train"), params.data.validation_size)
         self.storage = open_storage()
         self.study = open_study(params, dataset, self.storage, number)
-        self.failures_before = failures(self.study)
+        self.earlier = {trial.number for trial in finished(self.study)}
+        self.dead_trials = DeadTrials()
 
     def run(self, on_trial: Callable[[FrozenTrial], None] = lambda _: None) -> None:
-        """Run trials until there are `search.n_trials`, also those of others that die meanwhile.
+        """Run trials until there are `search.n_trials`, including those of workers that die meanwhile.
 
-        Calls `on_trial` with each one that has ended. Raises SearchError where the first ones all fail.
+        Calls `on_trial` with each trial that has ended. Raises SearchError when trial after trial fails.
         """
         while True:
-            require_hope(self.study, self.failures_before)
-            if self._next(on_trial):
-                continue
-            if not in_state(self.study, TrialState.RUNNING):
-                return
-            time.sleep(POLL_SECONDS)
+            try:
+                check_failure_limit(self.study, self.earlier)
+                if trial := self._take():
+                    self._run(trial)
+                    on_trial(self.study.get_trials(deepcopy=False)[trial.number])
+                elif not in_state(self.study, TrialState.RUNNING):
+                    return
+                else:
+                    time.sleep(POLL_SECONDS)
+            except DATABASE_ERRORS:  # the connection was cut; a trial that was running is queued again
+                self.study.get_trials(deepcopy=False)  # reconnects, or raises
 
-    def _next(self, on_trial: Callable[[FrozenTrial], None]) -> bool:
-        """Run one trial, if the study has room for it or one is waiting."""
-        with ExitStack() as turn:
-            turn.enter_context(alone(self.storage))  # else two processes could both start the last trial
-            optuna.storages.fail_stale_trials(self.study)  # where the storage has heartbeats: queues the dead again
+    def _take(self) -> Trial | None:
+        """Start a trial if the study is short of one or one is waiting."""
+        with exclusive_lock(self.storage):  # otherwise two processes could both start the last trial
+            self.dead_trials.requeue(self.study)
             full = len(counted(self.study.get_trials(deepcopy=False))) >= self.params.search.n_trials
             if full and not in_state(self.study, TrialState.WAITING):
-                return False
+                return None
+            trial = self.study.ask(distributions(self.params))
+            trial.set_user_attr("worker", self.name)
+            return trial
 
-            def objective(trial: Trial) -> float | tuple[float, float]:
-                turn.close()  # the trial is taken: the next process may count
-                return self._run(trial)
-
-            callback = [lambda _, trial: on_trial(trial)]
-            self.study.optimize(objective, n_trials=1, catch=(Exception,), callbacks=callback)
-        return True
-
-    def _run(self, trial: Trial) -> float | tuple[float, float]:
-        """Train a trial; what it came to is kept with it, and as a run in MLflow."""
-        trial.set_user_attr("worker", self.name)
+    def _run(self, trial: Trial) -> None:
+        """Train a trial and store its outcome; a trial that is interrupted is queued again."""
         try:
-            return self._train(trial)
+            with heartbeat(trial):
+                values = self._train(trial)
+            self._tell(trial, TrialState.COMPLETE, values)
+        except UpdateFinishedTrialError:
+            pass  # this process was stopped for so long that another one runs the trial again
         except optuna.TrialPruned:
+            self._tell(trial, TrialState.PRUNED)
+        except (SearchError, *DATABASE_ERRORS):
             raise
         except Exception as error:
             trial.set_user_attr("reason", " ".join(f"{type(error).__name__}: {error}".split())[:500])
+            self._tell(trial, TrialState.FAIL)
+        except BaseException:
+            with exclusive_lock(self.storage):
+                release(self.study, trial.number)
+                requeue_lost(self.study)
             raise
 
-    def _train(self, trial: Trial) -> float | tuple[float, float]:
-        values = suggest(trial, self.params)
-        params = with_values(self.params, values)
-        # Two objectives can't be pruned; params.yaml's values mustn't, for all others are compared with them.
-        may_prune = self.params.search.objective == "elbo" and values != current_values(self.params)
+    def _tell(self, trial: Trial, state: TrialState, values: Values | None = None) -> None:
+        self.study.tell(trial, values, state=state, skip_if_finished=True)
+
+    def _train(self, trial: Trial) -> Values:
+        """Train with the trial's values; its metrics are stored with it, and as a run in MLflow.
+
+        Returns the metrics of the best epoch at β = 1, whatever β the model was trained with.
+        """
+        params = with_values(self.params, trial.params)
         hardware = resolve(params.train)
         if hardware.device.type == "cuda":
-            torch.cuda.empty_cache()  # the next trial shouldn't pay for one that ran out of memory
-        state = "KILLED"
+            torch.cuda.empty_cache()  # of an earlier trial that ran out of memory
+        state, started = "KILLED", time.perf_counter()
         history: list[Record] = []
         with tracking.trial_run(trial.number, self.study.user_attrs.get(MLFLOW_RUN), params, hardware) as run:
-            started = time.perf_counter()
             try:
                 trial.set_user_attr(MLFLOW_RUN, run and run.id)
-                fitted = self._fit(trial, params, hardware, history, may_prune, run)
+                self._fit(trial, params, hardware, history, run)
                 state = "COMPLETE"
             except optuna.TrialPruned:
                 state = "PRUNED"
@@ -109,30 +124,34 @@ class Worker:
                 state = "FAILED"
                 raise
             finally:
-                trial.set_user_attr("curve", [record["val/neg_elbo"] for record in history])
-                trial.set_user_attr("seconds", round(time.perf_counter() - started, 3))
+                key = criterion(params.train)
+                metrics = _store_metrics(trial, history, key, time.perf_counter() - started)
                 if run:
+                    run.log_metrics(metrics, prefix="summary/val/")
                     run.log_tags({"state": state})
-            if state == "COMPLETE":
-                return self._values(trial, fitted, run)
-        raise optuna.TrialPruned
+        if state == "PRUNED":  # raised only here, since a pruned trial's run in MLflow has not failed
+            raise optuna.TrialPruned
+        if params.search.objective == "rate_distortion":
+            return metrics["reconstruction"], metrics["kl"]
+        return metrics[key.removeprefix("val/")]
 
-    def _fit(
-        self, trial: Trial, params: Params, hardware: Hardware, history: list[Record], may_prune: bool, run: Run | None
-    ) -> Fitted:
+    def _fit(self, trial: Trial, params: Params, hardware: Hardware, history: list[Record], run: Run | None) -> None:
+        # The values of params.yaml are trained to the end: all others are compared with them.
+        may_prune = trial.params != current_values(self.params)
+
         def on_epoch(record: Record) -> None:
             history.append(record)
             epoch = int(record["epoch"])
             if run:
                 run.log_metrics({name: value for name, value in record.items() if "/" in name}, step=epoch)
             if params.search.objective == "elbo":
-                trial.report(record["val/neg_elbo"], epoch)
+                trial.report(record[criterion(params.train)], epoch)
                 if may_prune and epoch < params.train.epochs and trial.should_prune():
                     raise optuna.TrialPruned
 
         model = VAE.from_params(params.model, params.seed)
         model.initialize_from_data(self.train.images)
-        return fit(
+        fit(
             model,
             self.train,
             self.validation,
@@ -143,30 +162,16 @@ class Worker:
             on_epoch=on_epoch,
         )
 
-    def _values(self, trial: Trial, fitted: Fitted, run: Run | None) -> float | tuple[float, float]:
-        """What is minimised: the best epoch's figures at β = 1, whatever β it was trained with."""
-        reconstruction, kl = fitted.best["val/reconstruction"], fitted.best["val/kl"]
-        trial.set_user_attr("best_epoch", fitted.best_epoch)
-        trial.set_user_attr("reconstruction", reconstruction)
-        trial.set_user_attr("kl", kl)
-        if run:
-            figures = {"reconstruction": reconstruction, "kl": kl, "neg_elbo": reconstruction + kl}
-            run.log_metrics(figures, prefix="summary/val/")
-        if self.params.search.objective == "rate_distortion":
-            return reconstruction, kl
-        return reconstruction + kl
 
-
-def failures(study: optuna.Study) -> int:
-    """How many trials failed."""
-    return sum(trial.state is TrialState.FAIL for trial in finished(study.get_trials(deepcopy=False)))
-
-
-def require_hope(study: optuna.Study, failures_before: int) -> None:
-    """Raise SearchError where no trial has ever succeeded, and three have failed since there were `failures_before`."""
-    ended = finished(study.get_trials(deepcopy=False))
-    failed = [trial for trial in ended if trial.state is TrialState.FAIL]
-    if len(failed) < len(ended) or len(failed) - failures_before < HOPELESS:
-        return
-    reasons = "; ".join(f"trial {trial.number}: {reason(trial)}" for trial in failed[-HOPELESS:])
-    raise SearchError(f"the first {len(failed)} trials all failed, so the search stops here: {reasons}")
+def _store_metrics(trial: Trial, history: list[Record], key: str, seconds: float) -> Record:
+    """Store with the trial `key` of every epoch, and the best epoch's validation metrics, which are returned."""
+    trial.set_user_attr("curve", [record[key] for record in history])
+    trial.set_user_attr("seconds", round(seconds, 3))
+    if not history:
+        return {}
+    best = min(history, key=lambda record: record[key])
+    names = dict.fromkeys(("neg_elbo", "reconstruction", "kl", key.removeprefix("val/")))
+    metrics = {name: best[f"val/{name}"] for name in names}
+    for name, value in {**metrics, "best_epoch": int(best["epoch"])}.items():
+        trial.set_user_attr(name, value)
+    return metrics

@@ -1,4 +1,4 @@
-"""The search's processes: how many, starting them, watching them, and leaving none behind."""
+"""The search's processes: their number, starting and watching them, and ending all of them."""
 
 import multiprocessing
 import os
@@ -9,9 +9,9 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -26,20 +26,20 @@ from tqdm import tqdm
 from vae.config import Params
 from vae.device import resolve
 from vae.errors import SearchError, VAEError
-from vae.search import results
-from vae.search.study import FOLDER, MLFLOW_RUN, finished, in_state, open_storage, open_study, retry_dead, storage_url
-from vae.search.trial import Worker, failures, require_hope
+from vae.search import report
+from vae.search.storage import DATABASE_ERRORS, database_errors_in_one_line, open_storage, search_folder, storage_url
+from vae.search.study import MLFLOW_RUN, check_failure_limit, finished, in_state, open_study, score
+from vae.search.trial import Worker
 from vae.tracking import store as tracking
 from vae.tracking.run import tolerant
 
-STOP_SECONDS = 5.0  # for workers to end after Ctrl-C, before they are killed; all of it is promised within ten
-NAMING_SECONDS = 10.0  # within which a worker has surely put its name to a trial that it took
+STOP_SECONDS = 5.0  # for workers to end after Ctrl-C, before they are killed
 GIGABYTES_PER_WORKER = 1.5
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How many workers, with how many threads each, on which devices."""
+    """The number of workers, the threads of each, and the devices they share."""
 
     workers: int
     threads: int
@@ -47,9 +47,8 @@ class Plan:
 
     def __str__(self) -> str:
         plural = "" if self.workers == 1 else "s"
-        return f"{self.workers} worker{plural}, {self.threads} of {torch.get_num_threads()} threads each, on " + (
-            ", ".join(self.devices)
-        )
+        devices = ", ".join(self.devices)
+        return f"{self.workers} worker{plural}, {self.threads} of {torch.get_num_threads()} threads each, on {devices}"
 
 
 def plan(params: Params, missing: int) -> Plan:
@@ -73,109 +72,103 @@ def plan(params: Params, missing: int) -> Plan:
 
 
 def search(params: Params, dataset: Mapping[str, Any], folder: Path) -> None:
-    """Bring the study of `params` to `search.n_trials` trials, and write what was found to `search/`.
+    """Bring the study of `params` to `search.n_trials` trials, and write its results to `search/`.
 
-    Trials of an earlier call stay; those that died in it are run again. `folder` holds the images, `dataset` is
-    their record. Raises SearchError where the storage, all workers or the first trials fail.
+    Trials of an earlier call are kept; those that were interrupted are run again. `folder` holds the images, `dataset`
+    is their record. Raises SearchError if the storage fails, all workers die or trial after trial fails.
     """
-    with _only_search_here():
+    with _only_search_here(), database_errors_in_one_line():
         tracking.connect(tracking.SEARCH_EXPERIMENT)
         study = open_study(params, dataset, open_storage())
-        died = retry_dead(study, set(), 0)
-        done = finished(study.get_trials(deepcopy=False))
-        missing = params.search.n_trials - len(done)
-        print(f"study {study.study_name}: {len(done)} of {params.search.n_trials} trials done", end="")
-        print(f", {died} died and will be run again" if died else "", flush=True)
+        done = len(finished(study))
+        print(f"study {study.study_name}: {done} of {params.search.n_trials} trials done", flush=True)
         with tracking.run("search", run_id=study.user_attrs.get(MLFLOW_RUN)) as run:
             if study.user_attrs.get(MLFLOW_RUN) != run.id:
                 study.set_user_attr(MLFLOW_RUN, run.id)
-            if missing > 0:
-                _run_trials(study, params, dataset, folder, plan(params, missing))
-            written = results.write(study, params)
-            tracking.log_search(run, results.summary(study, params), written)
-        print(results.closing_table(study, params))
+            if done < params.search.n_trials:
+                _run_trials(study, params, dataset, folder)
+            written = report.write(study, params)
+            tracking.log_search(run, report.summary(study, params), written)
+        print(report.closing_table(study, params))
 
 
 def join(params: Params, dataset: Mapping[str, Any], folder: Path) -> None:
     """Work on the study in this process, beside other machines, until it has all its trials.
 
-    Raises SearchError where there is no database to share, or the first trials fail.
+    Raises SearchError if there is no shared database, or if trial after trial fails.
     """
     if not storage_url():
         raise SearchError(
             "--worker joins a search in a database that machines share: set OPTUNA_STORAGE=postgresql://… "
             "(on one machine, `make search WORKERS=2` starts the workers itself)"
         )
-    # Not as KeyboardInterrupt, which Optuna would record as a failure of the trial: this one is to be run again.
-    signal.signal(signal.SIGINT, lambda *_: sys.exit(128 + signal.SIGINT))
-    tracking.connect(tracking.SEARCH_EXPERIMENT)
-    name = f"{socket.gethostname()}:{os.getpid()}"
-    worker = Worker(params, dataset, folder, name, zlib.crc32(name.encode()))
-    print(f"study {worker.study.study_name}: {name} joins", flush=True)
-    worker.run(on_trial=lambda trial: print(results.describe(trial), flush=True))
-    print("no trials are left; `make search` writes the results")
+    with database_errors_in_one_line():
+        tracking.connect(tracking.SEARCH_EXPERIMENT)
+        name = f"{socket.gethostname()}:{os.getpid()}"
+        worker = Worker(params, dataset, folder, name, zlib.crc32(name.encode()))
+        print(f"study {worker.study.study_name}: worker {name}", flush=True)
+        worker.run(on_trial=lambda trial: print(report.describe(trial, params), flush=True))
+        print("no trials are left; `make search` writes the results")
 
 
 @contextmanager
 def _only_search_here() -> Iterator[None]:
-    """Two searches in one folder would take each other's trials for dead ones: the second waits."""
-    FOLDER.mkdir(exist_ok=True)
-    lock = FileLock(FOLDER / ".search.lock")
+    """Let one search run in a project at a time: a second one waits, then finds the trials of the first."""
+    lock = FileLock(search_folder() / ".search.lock")
     try:
-        lock.acquire(timeout=0)
+        acquired = lock.acquire(timeout=0)
     except Timeout:
-        print(f"another search is running in {FOLDER.resolve()}: waiting for it to end", flush=True)
-        lock.acquire()
-    try:
+        print(f"another search is running in {search_folder()}: waiting for it to end", flush=True)
+        acquired = lock.acquire()
+    with acquired:
         yield
-    finally:
-        lock.release()
 
 
-def _run_trials(study: optuna.Study, params: Params, dataset: Mapping[str, Any], folder: Path, division: Plan) -> None:
-    before = failures(study)
+def _run_trials(study: optuna.Study, params: Params, dataset: Mapping[str, Any], folder: Path) -> None:
+    earlier = {trial.number for trial in finished(study)}
+    division = plan(params, params.search.n_trials - len(earlier))
     try:
         with _processes(params, dataset, folder, division) as processes:
             print(division, flush=True)
-            _watch(study, processes, params, before)
+            errors = _watch(study, processes, params, earlier)
     except KeyboardInterrupt:
-        kept = len(finished(study.get_trials(deepcopy=False)))
         raise KeyboardInterrupt(
-            f"{kept} of {params.search.n_trials} trials are kept, and the same command carries on"
+            f"{len(finished(study))} of {params.search.n_trials} trials are done; the same command resumes the search"
         ) from None
-    finally:
-        retry_dead(study, set(), 0)
-    missing = params.search.n_trials - len(finished(study.get_trials(deepcopy=False)))
+    missing = params.search.n_trials - len(finished(study))
     if missing > 0:
         raise SearchError(
-            f"all workers ended ({', '.join(_ending(process) for process in processes)}) with {missing} trials to "
-            "go: the same command carries on"
+            f"all workers ended with {missing} trials to go; the same command resumes the search. {'; '.join(errors)}"
         )
 
 
 @contextmanager
-def _processes(params: Params, dataset: Mapping[str, Any], folder: Path, division: Plan) -> Iterator[list[BaseProcess]]:
-    """The running workers, all of them ended when the block is left."""
+def _processes(
+    params: Params, dataset: Mapping[str, Any], folder: Path, division: Plan
+) -> Iterator[dict[BaseProcess, Connection]]:
+    """The running workers, each with the pipe that its error comes through. All are ended when the block is left."""
     context = multiprocessing.get_context("spawn")
-    processes: list[BaseProcess] = []
+    processes: dict[BaseProcess, Any] = {}
     try:
         for number in range(division.workers):
             device = division.devices[number % len(division.devices)]
+            receiver, sender = context.Pipe(duplex=False)
             process = context.Process(
                 target=_work,
-                args=(params.replaced({"train.device": device}), dataset, folder, number, division.threads),
+                args=(params.replaced({"train.device": device}), dataset, folder, number, division.threads, sender),
                 name=f"{socket.gethostname()}:{os.getpid()}:{number}",
                 daemon=True,
             )
             # Ctrl-C reaches all processes of a terminal. Workers inherit that it is ignored: they are ended from here.
-            # (A blocked signal wouldn't do: multiprocessing unblocks it when it starts its resource tracker.)
+            # (Blocking the signal wouldn't do: multiprocessing unblocks it when it starts its resource tracker.)
             handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
             process.start()
             signal.signal(signal.SIGINT, handler)
-            processes.append(process)
+            sender.close()
+            processes[process] = receiver
         yield processes
     finally:
-        _stop(processes)
+        _stop([*processes])
 
 
 def _stop(processes: Sequence[BaseProcess]) -> None:
@@ -189,7 +182,9 @@ def _stop(processes: Sequence[BaseProcess]) -> None:
             process.join()
 
 
-def _work(params: Params, dataset: Mapping[str, Any], folder: Path, number: int, threads: int) -> None:
+def _work(
+    params: Params, dataset: Mapping[str, Any], folder: Path, number: int, threads: int, errors: Connection
+) -> None:
     """A worker process."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -198,15 +193,15 @@ def _work(params: Params, dataset: Mapping[str, Any], folder: Path, number: int,
     with tolerant():
         tracking.connect(tracking.SEARCH_EXPERIMENT)
     try:
-        Worker(params, dataset, folder, multiprocessing.current_process().name, number).run()
-    except SearchError:
-        sys.exit(1)  # the process that watches says it, once for all
-    except VAEError as error:
-        sys.exit(f"error: {error}")
+        with database_errors_in_one_line():
+            Worker(params, dataset, folder, multiprocessing.current_process().name, number).run()
+    except (VAEError, OSError) as error:  # such as a full disk
+        errors.send(str(error))
+        sys.exit(1)
 
 
 def _end_with_parent() -> None:
-    """However the search ends, even by kill -9: no worker outlives it."""
+    """End this worker if the search ends, even by kill -9."""
     parent = multiprocessing.parent_process()
     if parent:
         wait([parent.sentinel])
@@ -215,36 +210,38 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _watch(study: optuna.Study, processes: Sequence[BaseProcess], params: Params, failures_before: int) -> None:
-    """Show each trial that ends, queue those of dead workers again, and return when all workers have ended."""
-    shown = {trial.number for trial in finished(study.get_trials(deepcopy=False))}
-    reported: set[str] = set()
+def _watch(
+    study: optuna.Study, processes: Mapping[BaseProcess, Connection], params: Params, earlier: set[int]
+) -> list[str]:
+    """Show each trial that ends until all workers have ended; returns why those ended that did so too early."""
+    shown = set(earlier)
+    errors: dict[str, str] = {}
     tqdm.set_lock(threading.RLock())  # its own lock, for several processes, would be left behind by an interruption
     with tqdm(total=params.search.n_trials, initial=len(shown), unit="trial", disable=None, dynamic_ncols=True) as bar:
         while True:
             alive = [process for process in processes if process.is_alive()]
-            for process in processes:
-                if process not in alive and process.exitcode and process.name not in reported:
-                    reported.add(process.name)
-                    _say(bar, f"warning: a worker {_ending(process)}, {len(alive)} left; its trial is run again")
-            retry_dead(study, {process.name for process in alive}, NAMING_SECONDS)
-            _show_ended(study, shown, bar)
-            require_hope(study, failures_before)
+            with suppress(*DATABASE_ERRORS):  # the workers wait for the database, or end
+                _show_finished(study, shown, bar, params)
+                check_failure_limit(study, earlier)
+            for process, pipe in processes.items():
+                if process not in alive and process.exitcode and process.name not in errors:
+                    errors[process.name] = error = _ending(process, pipe)
+                    _say(bar, f"warning: a worker {error}; {len(alive)} left")
             if not alive:
-                return
+                return list(dict.fromkeys(errors.values()))
             wait([process.sentinel for process in alive], timeout=0.5)
 
 
-def _show_ended(study: optuna.Study, shown: set[int], bar: "tqdm[Any]") -> None:
-    ended = finished(study.get_trials(deepcopy=False))
-    for trial in ended:
+def _show_finished(study: optuna.Study, shown: set[int], bar: "tqdm[Any]", params: Params) -> None:
+    trials = finished(study)
+    for trial in trials:
         if trial.number not in shown:
             shown.add(trial.number)
-            _say(bar, results.describe(trial))
+            _say(bar, report.describe(trial, params))
             bar.update()
     running = len(in_state(study, TrialState.RUNNING))
-    best = results.best_trial(ended)
-    bar.set_postfix_str(f"{running} running" + (f", best −ELBO {results.neg_elbo(best):.2f}" if best else ""))
+    best = report.best_trial(trials)
+    bar.set_postfix_str(f"{running} running" + (f", best {score(best):.2f}" if best else ""))
 
 
 def _say(bar: "tqdm[Any]", line: str) -> None:
@@ -253,6 +250,11 @@ def _say(bar: "tqdm[Any]", line: str) -> None:
     sys.stdout.flush()
 
 
-def _ending(process: BaseProcess) -> str:
+def _ending(process: BaseProcess, pipe: Connection) -> str:
     code = process.exitcode or 0
-    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+    if code < 0:
+        return f"was killed by {signal.Signals(-code).name}"
+    try:
+        return f"ended: {pipe.recv()}" if pipe.poll() else f"ended with exit code {code}"
+    except EOFError:
+        return f"ended with exit code {code}"

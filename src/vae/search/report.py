@@ -1,0 +1,149 @@
+"""The results of a search: the table of trials, the best values, the plots, and the lines on the terminal."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pandas as pd
+from optuna.trial import FrozenTrial, TrialState
+from ruamel.yaml import YAML
+
+from vae.config import Params
+from vae.errors import SearchError
+from vae.files import write_atomically
+from vae.search.space import current_values, dotted_names, with_values
+from vae.search.study import failure_reason, finished, score
+
+FOLDER = Path("search")  # outs of the search stage, in the working directory
+TRIALS = FOLDER / "trials.csv"
+BEST = FOLDER / "best_params.yaml"
+SHOWN = 5  # of the best trials, on the terminal
+DPI = 110
+
+
+def best_trial(trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
+    """The complete trial with the lowest score, with two objectives too."""
+    complete = [trial for trial in trials if trial.state is TrialState.COMPLETE]
+    return min(complete, key=score, default=None)
+
+
+def _current_trial(trials: Sequence[FrozenTrial], params: Params) -> FrozenTrial | None:
+    """The complete trial with the values of params.yaml."""
+    values = current_values(params)
+    return next((trial for trial in trials if trial.params == values and trial.state is TrialState.COMPLETE), None)
+
+
+def table(trials: Sequence[FrozenTrial], params: Params) -> pd.DataFrame:
+    """A row for each trial: metrics in nats per validation image, times in seconds."""
+    current = current_values(params)
+    metrics = ["neg_elbo", *(["neg_bound"] if params.train.objective == "iwae" else []), "reconstruction", "kl"]
+    rows = [
+        {
+            "trial": trial.number,
+            "state": trial.state.name,
+            **{name: trial.user_attrs.get(name) for name in metrics},
+            **trial.params,
+            "epochs": len(trial.user_attrs.get("curve", [])),
+            **{name: trial.user_attrs.get(name) for name in ("best_epoch", "seconds")},
+            "current": trial.params == current,
+            "reason": trial.user_attrs.get("reason"),
+        }
+        for trial in trials
+    ]
+    return pd.DataFrame(rows)
+
+
+def write(study: optuna.Study, params: Params) -> list[Path]:
+    """Write `search/`: trials.csv, best_params.yaml and the plots; returns their paths.
+
+    Raises SearchError where no trial is complete.
+    """
+    from vae.plots.figure import save  # imports matplotlib, which takes a second: workers do without it
+    from vae.search.plots import plot_study
+
+    trials = finished(study)
+    best = best_trial(trials)
+    if best is None:
+        raise SearchError(f"none of the {len(trials)} trials is complete, so there are no results to write")
+    write_atomically(TRIALS, table(trials, params).to_csv(index=False))
+    write_atomically(BEST, _best_params(best, len(trials), params, study.study_name))
+    figures = plot_study(study, _score_name(params))
+    return [TRIALS, BEST, *(save(figure, FOLDER / f"{name}.png", DPI) for name, figure in figures.items())]
+
+
+def _best_params(best: FrozenTrial, trials: int, params: Params, study: str) -> str:
+    """The best values in the shape of params.yaml."""
+    chosen = with_values(params, best.params).flat()
+    sections: dict[str, dict[str, Any]] = {}
+    for name, dotted in dotted_names(params).items():
+        value = chosen[dotted]
+        section = sections.setdefault(dotted.split(".")[0], {})
+        section[name] = list(value) if isinstance(value, tuple) else value
+    buffer = io.StringIO()
+    YAML().dump(sections, buffer)
+    return (
+        f"# Trial {best.number}, the best of {trials} (study {study}): validation {_score_name(params)} "
+        f"{score(best):.2f} nats per image\n# after {params.search.epochs} epochs. "
+        f"`make adopt` writes these values into params.yaml.\n{buffer.getvalue()}"
+    )
+
+
+def _score_name(params: Params) -> str:
+    return "−bound" if params.train.objective == "iwae" else "−ELBO"
+
+
+def summary(study: optuna.Study, params: Params) -> dict[str, Any]:
+    """The search's metrics and tags in MLflow: the number of trials, the best one, and its values."""
+    trials = finished(study)
+    states = [trial.state for trial in trials]
+    best, current = best_trial(trials), _current_trial(trials, params)
+    assert best is not None
+    found = {
+        "trials": len(trials),
+        "pruned": states.count(TrialState.PRUNED),
+        "failed": states.count(TrialState.FAIL),
+        "best/trial": best.number,
+        "best/neg_elbo": best.user_attrs["neg_elbo"],
+        **{f"best/{name}": value for name, value in best.params.items()},
+    }
+    return found | ({"current/neg_elbo": current.user_attrs["neg_elbo"]} if current else {})
+
+
+def describe(trial: FrozenTrial, params: Params) -> str:
+    """One line on a trial that has ended."""
+    values = ", ".join(
+        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in trial.params.items()
+    )
+    outcome = f"{_score_name(params)} {score(trial):.2f}"
+    if trial.state is TrialState.PRUNED:
+        outcome += f", pruned after {len(trial.user_attrs['curve'])} epochs"
+    if trial.state is TrialState.FAIL:
+        outcome = f"failed: {failure_reason(trial)}"
+    seconds = f"{trial.user_attrs['seconds']:.0f} s" if "seconds" in trial.user_attrs else "?"
+    return f"trial {trial.number}: {outcome} ({values}; {seconds})"
+
+
+def closing_table(study: optuna.Study, params: Params) -> str:
+    """The best trials, the comparison with params.yaml, and the time it took, for the terminal."""
+    trials = finished(study)
+    complete = sorted((trial for trial in trials if trial.state is TrialState.COMPLETE), key=score)
+    columns = ["trial", "neg_elbo", "reconstruction", "kl", *params.search.space, "best_epoch", "seconds"]
+    top = table(complete[:SHOWN], params)[columns]
+    lines = [top.to_string(index=False, float_format=lambda value: f"{value:.4g}")]
+    if current := _current_trial(trials, params):
+        best, gain = complete[0], score(current) - score(complete[0])
+        lines.append(
+            f"trial {best.number} beats the values of params.yaml (trial {current.number}, {score(current):.2f}) "
+            f"by {gain:.2f} nats per image"
+            if best.number != current.number
+            else f"no trial beats the values of params.yaml (trial {current.number})"
+        )
+    rows = table(trials, params)
+    states = rows["state"].value_counts()
+    lines.append(
+        f"{len(rows)} trials, {states.get('PRUNED', 0)} pruned, {states.get('FAIL', 0)} failed; "
+        f"{rows['seconds'].sum() / 3600:.2f} hours of training. `make adopt` writes the best values into params.yaml."
+    )
+    return "\n".join(lines)
