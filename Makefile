@@ -8,12 +8,17 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 
 # make train EPOCHS=2 LATENT_DIM=8 BETA=4 …; make search TRIALS=60 WORKERS=4 …
-flags = $(foreach flag,$(1),$(if $($(flag)),--$(shell echo $(flag) | tr A-Z a-z)=$($(flag))))
-TRAIN_FLAGS = $(call flags,EPOCHS BATCH_SIZE LATENT_DIM BETA LEARNING_RATE)
-PUBLISHED_FLAGS = $(RECIPES) $(call flags,EPOCHS)
-SEARCH_FLAGS = $(subst --trials,--n_trials,$(call flags,TRIALS EPOCHS WORKERS))
+# Only variables on make's command line become flags, not those of the environment; the shell sees them quoted.
+unexport EPOCHS BATCH_SIZE LATENT_DIM BETA LEARNING_RATE TRIALS WORKERS RECIPES QUICK
+given = $(if $(filter command,$(origin $(1))),$(value $(1)))
+quoted = '$(subst ','\'',$(1))'
+flag = $(if $(call given,$(2)),--$(1)=$(call quoted,$(call given,$(2))))
+TRAIN_FLAGS = $(call flag,epochs,EPOCHS) $(call flag,batch_size,BATCH_SIZE) $(call flag,latent_dim,LATENT_DIM) \
+	$(call flag,beta,BETA) $(call flag,learning_rate,LEARNING_RATE)
+PUBLISHED_FLAGS = $(foreach recipe,$(call given,RECIPES),$(call quoted,$(recipe))) $(call flag,epochs,EPOCHS)
+SEARCH_FLAGS = $(call flag,n_trials,TRIALS) $(call flag,epochs,EPOCHS) $(call flag,workers,WORKERS)
 
-.PHONY: help setup repro train search adopt dashboard examples theory ui test torture lint audit format bench published speedrun load clean
+.PHONY: help setup repro train search adopt dashboard examples theory ui test test-slow torture lint audit format bench published speedrun load clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -30,7 +35,7 @@ setup: $(READY)  ## Create .venv with the pinned dependencies (PYTHON=python3.12
 
 repro: $(READY)  ## Run the pipeline: download, train, evaluate, render; only what changed
 	@python -m vae.config
-	dvc repro
+	python -m dvc repro
 
 train: $(READY)  ## Train once with other values, outside of DVC: EPOCHS= BATCH_SIZE= LATENT_DIM= BETA= LEARNING_RATE=
 	python pipeline/train.py $(TRAIN_FLAGS)
@@ -38,9 +43,9 @@ train: $(READY)  ## Train once with other values, outside of DVC: EPOCHS= BATCH_
 search: $(READY)  ## Search hyperparameters; once with other values, outside of DVC: TRIALS= EPOCHS= WORKERS=
 	@python -m vae.config
 ifeq ($(strip $(SEARCH_FLAGS)),)
-	dvc repro pipeline/search/dvc.yaml
+	python -m dvc repro pipeline/search/dvc.yaml
 else
-	dvc repro --quiet download
+	python -m dvc repro --quiet download
 	python pipeline/search/search.py $(SEARCH_FLAGS)
 endif
 
@@ -51,7 +56,7 @@ dashboard: $(READY)  ## Serve optuna-dashboard of the search on http://127.0.0.1
 	@python -m vae.search.dashboard
 
 examples: $(READY)  ## Run the five examples of the library: results/examples/ (QUICK=1 for a look)
-	python -m vae.examples $(if $(QUICK),--quick)
+	python -m vae.examples $(if $(call given,QUICK),--quick)
 
 ui: $(READY)  ## Serve the MLflow UI on http://127.0.0.1:5000
 	python -m vae.tracking
@@ -59,8 +64,11 @@ ui: $(READY)  ## Serve the MLflow UI on http://127.0.0.1:5000
 theory: $(READY)  ## Check the statements of docs/theory.md and redraw its pictures
 	python -m vae.theory
 
-test: $(READY)  ## Run the test suite, on two cores
-	python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+test: $(READY)  ## Run the fast tests, on two cores
+	python -m pytest -m "not slow" --numprocesses 2 --dist worksteal
+
+test-slow: $(READY)  ## Run the tests that take more than ten seconds each
+	python -m pytest -m slow --numprocesses 2 --dist worksteal
 
 torture: $(READY)  ## Kill a training 200 times at random moments, and compare with one that was left alone
 	KILLS=200 python -m pytest -s tests/pipeline/test_resume.py -k killed_at_any_moment

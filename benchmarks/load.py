@@ -1,9 +1,8 @@
-"""What happens under load: many processes that log at once, long studies, long histories, a crowded store.
+"""Behaviour under load: many processes that log at once, long studies, long histories, a store with many runs.
 
-`make load` measures all parts with what they are made of in earnest (processes, SQLite, the search stage, MLflow's
-server), each in a temporary folder; `python benchmarks/load.py many_loggers` one by itself, and `--trials 50` a smaller
-one. Each figure stands beside the same one under little load: their ratio is what load costs. Writes
-benchmarks/load.csv when all has run at full size.
+`make load` measures all parts with real processes, SQLite, the search stage and MLflow's server, each in a temporary
+folder. `python benchmarks/load.py many_loggers` measures one part, and `--trials 50` a smaller size. Each value is
+compared with the same one under little load. Writes benchmarks/load.csv if all parts ran at full size.
 """
 
 import math
@@ -19,12 +18,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from vae.tracking import store as tracking  # first: it sets MLflow up before that is imported
+from vae.tracking import store as tracking  # first: it configures MLflow before that is imported
 
 # isort: split
 import numpy as np
@@ -37,6 +35,7 @@ from ruamel.yaml import YAML
 
 from vae.config import DataParams, Params, RenderParams, TrainParams
 from vae.device import resolve
+from vae.errors import VAEError
 from vae.files import write_atomically
 from vae.plots.figure import save
 from vae.plots.history import training_history
@@ -46,12 +45,12 @@ from vae.workflow.stages import fetch_dataset
 PROJECT = Path(__file__).resolve().parents[1]
 OUTPUT = PROJECT / "benchmarks" / "load.csv"
 SIZES = {"processes": 8, "epochs": 100, "trials": 2000, "history": 5000, "runs": 1000}
-FEW_EPOCHS, FEW_RUNS = 50, 10  # of a short history, and of a store that isn't crowded
+FEW_EPOCHS, FEW_RUNS = 50, 10  # a short history, and a store with few runs
 CURVES = ("neg_elbo", "reconstruction", "kl", "seconds", "images_per_second")  # of training and validation
 SMALLEST = {"trials": 20, "runs": FEW_RUNS + 1}
-DRAWINGS, REQUESTS = 3, 10
+PLOTS, REQUESTS = 3, 10
 START_SECONDS = 120
-# What the UI asks for when it opens an experiment.
+# The request of the MLflow UI when it opens an experiment.
 FIRST_PAGE = {"run_view_type": "ACTIVE_ONLY", "order_by": ["attributes.start_time DESC"], "max_results": 100}
 
 Sizes = Mapping[str, int]
@@ -59,7 +58,7 @@ Row = dict[str, Any]
 
 
 def row(what: str, size: str, figure: str, unit: str, value: float, than: str = "", base: float = math.nan) -> Row:
-    """A figure, and how many times that under little load it is."""
+    """A measured value, and its ratio to the one under little load."""
     named = {"what": what, "size": size, "figure": figure, "value": float(f"{value:.3g}"), "unit": unit}
     return {**named, "compared_with": than, "ratio": round(value / base, 2) if base else math.nan}
 
@@ -67,16 +66,15 @@ def row(what: str, size: str, figure: str, unit: str, value: float, than: str = 
 # Many processes that log
 
 
-@dataclass(frozen=True)
-class Logged:
-    """What a run took: the seconds until it was open and had its parameters, and those of each epoch's figures."""
+class Logged(NamedTuple):
+    """Seconds until a run was open and had its parameters, and seconds to log each epoch."""
 
     opening: float
     epochs: list[float]
 
 
 def log_run(name: str, epochs: int) -> Logged:
-    """Log a run as a training does, without the training in between."""
+    """Log a run as a training does, without training."""
     params, train = Params(), TrainParams(device="cpu", precision="fp32")
     started = time.perf_counter()
     tracking.connect()
@@ -84,91 +82,84 @@ def log_run(name: str, epochs: int) -> Logged:
         tracking.log_params(run, params, resolve(train))
         times = [time.perf_counter()]
         for epoch in range(1, epochs + 1):
-            run.log_metrics(figures_of(epoch), step=epoch)
+            run.log_metrics(metrics_of(epoch), step=epoch)
             times.append(time.perf_counter())
     return Logged(times[0] - started, np.diff(times).tolist())
 
 
-def figures_of(epoch: int) -> dict[str, float]:
-    """What a training logs after an epoch, told apart by the values."""
+def metrics_of(epoch: int) -> dict[str, float]:
+    """The metrics of an epoch, with values that identify it."""
     return {f"{part}/{name}": epoch + n / 10 for part in ("train", "val") for n, name in enumerate(CURVES)}
 
 
-def logged_side_by_side(processes: int, epochs: int) -> list[Logged]:
-    """As many processes of which each logs a run, all beginning at once."""
+def log_in_parallel(processes: int, epochs: int) -> list[Logged]:
+    """Log one run in each of several processes, all starting at once."""
     context = multiprocessing.get_context("spawn")
-    with context.Pool(processes, initializer=meet, initargs=(context.Barrier(processes),)) as pool:
+    with context.Pool(processes, initializer=wait, initargs=(context.Barrier(processes),)) as pool:
         names = [(f"logger {number}", epochs) for number in range(processes)]
         return pool.starmap(log_run, names, chunksize=1)
 
 
-def meet(barrier: Barrier) -> None:
-    """Wait for the others, in a process that has all its libraries."""
+def wait(barrier: Barrier) -> None:
+    """Wait for the other processes, after the libraries are imported."""
     barrier.wait()
 
 
-def require_all_logged(processes: int, epochs: int) -> None:
-    """End with an error unless each run is finished and has every figure of every epoch, in their order."""
+def check_all_logged(processes: int, epochs: int) -> None:
+    """Raise VAEError unless each run is finished and has all metrics of all epochs in order."""
     client, experiment = store()
     runs = client.search_runs([experiment])
     lost = [] if len(runs) == processes else [f"{len(runs)} runs of {processes}"]
     for run in runs:
         if run.info.status != "FINISHED" or "train.epochs" not in run.data.params:
             lost.append(f"{run.info.run_name}: {run.info.status}, {len(run.data.params)} parameters")
-        for name in figures_of(1):
+        for name in metrics_of(1):
             history = [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, name)]
-            if history != [(epoch, figures_of(epoch)[name]) for epoch in range(1, epochs + 1)]:
+            if history != [(epoch, metrics_of(epoch)[name]) for epoch in range(1, epochs + 1)]:
                 lost.append(f"{run.info.run_name}: {name} of {len(history)} epochs")
     if lost:
-        sys.exit("error: not all was logged: " + "; ".join(lost))
+        raise VAEError("not all was logged: " + "; ".join(lost))
 
 
 def many_loggers(sizes: Sizes) -> list[Row]:
-    """Processes that open a store that isn't there yet and log to it, all at once, against one alone."""
+    """Processes that create a store and log to it at once, compared with a single one."""
     logged: dict[int, list[Logged]] = {}
     for processes in (1, sizes["processes"]):
         with empty_project():
-            logged[processes] = logged_side_by_side(processes, sizes["epochs"])
-            require_all_logged(processes, sizes["epochs"])
+            logged[processes] = log_in_parallel(processes, sizes["epochs"])
+            check_all_logged(processes, sizes["epochs"])
     (one,), many = logged[1], logged[sizes["processes"]]
     together = [seconds for process in many for seconds in process.epochs]
-    compared = (
-        ("opening a fresh store and a run", max(process.opening for process in many), one.opening),
-        ("logging an epoch, mean", statistics.mean(together), statistics.mean(one.epochs)),
-        ("logging an epoch, longest", max(together), max(one.epochs)),
-    )
     size = f"{sizes['processes']} processes × {sizes['epochs']} epochs"
-    return [row("many_loggers", size, figure, "s", value, "1 process", base) for figure, value, base in compared]
+    return [
+        row("many_loggers", size, figure, "s", value, "1 process", base)
+        for figure, value, base in (
+            ("opening a fresh store and a run", max(process.opening for process in many), one.opening),
+            ("logging an epoch, mean", statistics.mean(together), statistics.mean(one.epochs)),
+            ("logging an epoch, longest", max(together), max(one.epochs)),
+        )
+    ]
 
 
 # A long study
 
 
 def prepare_study(trials: int) -> None:
-    """A project with the bundled digits and a search whose trials hardly train, in the current folder."""
+    """In the current folder, a project with the bundled digits and a search with very short trials."""
     shutil.copytree(PROJECT / "pipeline", "pipeline")
     fetch_dataset(DataParams(source="bundled"))
     tree = {
         "data": {"source": "bundled", "validation_size": 500},
-        "model": {"hidden_dims": [4], "latent_dim": 2},
+        "model": {"hidden_dims": [4], "latent_dim": 2, "prior": "standard"},
         "train": {"batch_size": 5000, "device": "cpu", "precision": "fp32"},
-        "search": {
-            "n_trials": trials,
-            "epochs": 2,  # with one, no trial is pruned
-            "workers": 2,
-            "space": {
-                "latent_dim": {"low": 2, "high": 8},
-                "beta": {"low": 0.5, "high": 2.0, "log": True},
-                "learning_rate": {"low": 1e-4, "high": 1e-2, "log": True},
-            },
-        },
+        "search": {"n_trials": trials, "epochs": 2, "workers": 2},  # with one epoch, no trial is pruned
     }
     YAML().dump(tree, Path("params.yaml"))
 
 
 def watched_search() -> tuple[pd.DataFrame, float]:
-    """Run the search stage: what it has taken as each trial ends, and the seconds from the last one to the end."""
-    looks = []
+    """Run the search stage; its time, CPU time and memory after each trial, and the seconds after the last one."""
+    samples = []
     command = [sys.executable, "pipeline/search/search.py"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as search:
         assert search.stdout is not None
@@ -176,45 +167,44 @@ def watched_search() -> tuple[pd.DataFrame, float]:
         for line in search.stdout:
             print(line, end="", flush=True)
             if line.startswith("trial ") and ":" in line:
-                seen |= taken_by(psutil.Process(search.pid))
+                seen |= usage(psutil.Process(search.pid))
                 seconds, (parent, *workers) = sum(cpu for cpu, _ in seen.values()), [size for _, size in seen.values()]
-                looks.append({"ended": time.perf_counter(), "cpu": seconds, "parent": parent, "worker": max(workers)})
+                samples.append({"ended": time.perf_counter(), "cpu": seconds, "parent": parent, "worker": max(workers)})
     if search.returncode:
-        sys.exit(f"error: the search ended with code {search.returncode}")
-    return pd.DataFrame(looks), time.perf_counter() - looks[-1]["ended"]
+        raise VAEError(f"the search ended with code {search.returncode}")
+    return pd.DataFrame(samples), time.perf_counter() - samples[-1]["ended"]
 
 
-def taken_by(parent: psutil.Process) -> dict[int, tuple[float, float]]:
-    """CPU seconds and MiB of memory, by process: of the parent, and of its children with what they have started."""
-    taken = {}
+def usage(parent: psutil.Process) -> dict[int, tuple[float, float]]:
+    """CPU seconds and MiB of memory of the parent and of each child (with what the child started), by process id."""
+    found = {}
     for process in (parent, *parent.children()):
-        with suppress(psutil.Error):  # it has ended meanwhile
+        with suppress(psutil.Error):  # the process has ended meanwhile
             times = process.cpu_times()
-            own = times.user + times.system
-            waited_for = times.children_user + times.children_system if process != parent else 0.0
-            taken[process.pid] = own + waited_for, process.memory_info().rss / 2**20
-    return taken
+            of_children = times.children_user + times.children_system if process != parent else 0.0
+            found[process.pid] = times.user + times.system + of_children, process.memory_info().rss / 2**20
+    return found
 
 
 def long_study(sizes: Sizes) -> list[Row]:
-    """What a trial costs, and how much memory its search holds, early and late in a study of many trials."""
+    """Cost of a trial and memory of the search, at the beginning and at the end of a long study."""
     trials = sizes["trials"]
     with empty_project():
         prepare_study(trials)
-        looks, writing = watched_search()
+        samples, writing = watched_search()
     tenth, warm = trials // 10, trials // 100  # libraries are imported in the first hundredth
-    early, late = looks.iloc[warm:tenth], looks.iloc[-tenth:]
+    early, late = samples.iloc[warm:tenth], samples.iloc[-tenth:]
 
-    def of_a_trial(looks: pd.DataFrame, column: str) -> float:
-        return float(looks[column].iloc[-1] - looks[column].iloc[0]) / max(1, len(looks) - 1)
+    def per_trial(samples: pd.DataFrame, column: str) -> float:
+        return float(samples[column].iloc[-1] - samples[column].iloc[0]) / max(1, len(samples) - 1)
 
     size = f"{trials} trials, 2 workers"
     rows = []
     for name, column in (("a trial's wall time", "ended"), ("a trial's CPU time", "cpu")):
-        first, last = of_a_trial(early, column), of_a_trial(late, column)
+        first, last = per_trial(early, column), per_trial(late, column)
         rows.append(row("long_study", size, f"{name}, last tenth", "s", last, "first tenth", first))
     for column in ("parent", "worker"):
-        first, most = float(early[column].iloc[0]), float(looks[column].max())
+        first, most = float(early[column].iloc[0]), float(samples[column].max())
         rows.append(row("long_study", size, f"memory of the {column}, at most", "MiB", most, "beginning", first))
     return [*rows, row("long_study", size, "from the last trial to the results", "s", writing)]
 
@@ -223,7 +213,7 @@ def long_study(sizes: Sizes) -> list[Row]:
 
 
 def history_of(epochs: int) -> pd.DataFrame:
-    """A history that falls as a training's does, with noise."""
+    """A noisy, decreasing history."""
     rng = np.random.default_rng(0)
     epoch = np.arange(1, epochs + 1)
     columns: dict[str, Any] = {"epoch": epoch}
@@ -235,30 +225,27 @@ def history_of(epochs: int) -> pd.DataFrame:
 
 
 def long_history(sizes: Sizes) -> list[Row]:
-    """How long the training's curves take to draw."""
-    seconds = {epochs: seconds_to_draw(history_of(epochs)) for epochs in (FEW_EPOCHS, sizes["history"])}
+    """Seconds to plot the training history: the fastest of a few times, since the first one loads the fonts."""
+    seconds = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for epochs in (FEW_EPOCHS, sizes["history"]):
+            times = []
+            for _ in range(PLOTS):
+                started = time.perf_counter()
+                save(training_history(history_of(epochs)), Path(folder) / "history.png", RenderParams().dpi)
+                times.append(time.perf_counter() - started)
+            seconds[epochs] = min(times)
     size, figure, than = f"{sizes['history']} epochs", "training_history.png", f"{FEW_EPOCHS} epochs"
     return [row("long_history", size, figure, "s", seconds[sizes["history"]], than, seconds[FEW_EPOCHS])]
 
 
-def seconds_to_draw(history: pd.DataFrame) -> float:
-    """The least of some drawings; the fonts have been loaded by the first."""
-    times = []
-    with tempfile.TemporaryDirectory() as folder:
-        for _ in range(DRAWINGS):
-            started = time.perf_counter()
-            save(training_history(history), Path(folder) / "history.png", RenderParams().dpi)
-            times.append(time.perf_counter() - started)
-    return min(times)
-
-
-# A crowded store
+# A store with many runs
 
 
 def crowded_store(sizes: Sizes) -> list[Row]:
-    """A store with many runs: what the UI's first page asks of the server, and opening one run more.
+    """A store with many runs: adding a run, the first page of the UI, and opening a run.
 
-    A page holds 100 runs at most, and takes as long as they are many: of ten, it has ten.
+    A page has at most 100 runs; with ten runs it has ten.
     """
     taken = {}
     with empty_project():
@@ -266,7 +253,7 @@ def crowded_store(sizes: Sizes) -> list[Row]:
         with server() as url:
             for first, runs in ((0, FEW_RUNS), (FEW_RUNS, sizes["runs"])):
                 adding = add_runs(first, runs)
-                taken[runs] = adding, seconds_of_first_page(url), logged_side_by_side(1, 1)[0].opening
+                taken[runs] = adding, seconds_of_first_page(url), log_in_parallel(1, 1)[0].opening
     figures = ("adding a run with the client", "the UI's first page: runs/search", "opening a run, as a stage does")
     size, than = f"{sizes['runs']} runs", f"{FEW_RUNS} runs"
     return [
@@ -276,7 +263,7 @@ def crowded_store(sizes: Sizes) -> list[Row]:
 
 
 def add_runs(first: int, last: int) -> float:
-    """Add runs with parameters, curves and test figures to the store; seconds for each."""
+    """Add runs with parameters, curves and test metrics; returns the seconds per run."""
     client, experiment = store()
     params = [Param(name, str(value)) for name, value in Params().flat().items()]
     started = time.perf_counter()
@@ -286,7 +273,7 @@ def add_runs(first: int, last: int) -> float:
         curves = [
             Metric(name, value + number, now, epoch)
             for epoch in range(1, 4)
-            for name, value in {**figures_of(epoch), "test/nll": 85.0}.items()
+            for name, value in {**metrics_of(epoch), "test/nll": 85.0}.items()
         ]
         client.log_batch(run.info.run_id, curves, params)
         client.set_terminated(run.info.run_id)
@@ -294,7 +281,7 @@ def add_runs(first: int, last: int) -> float:
 
 
 def store() -> tuple[MlflowClient, str]:
-    """A client of the store, and the id of the experiment in which the stages log."""
+    """A client of the store, and the id of the experiment of the stages."""
     client = MlflowClient(tracking.tracking_uri())
     experiment = client.get_experiment_by_name(tracking.EXPERIMENT)
     assert experiment is not None
@@ -302,12 +289,12 @@ def store() -> tuple[MlflowClient, str]:
 
 
 def seconds_of_first_page(url: str) -> float:
-    """The median of some requests to a server that has answered one."""
-    asked = FIRST_PAGE | {"experiment_ids": [store()[1]]}
+    """The median of several requests, after a first one."""
+    body = FIRST_PAGE | {"experiment_ids": [store()[1]]}
     times = []
     for _ in range(1 + REQUESTS):
         started = time.perf_counter()
-        answer = requests.post(f"{url}/ajax-api/2.0/mlflow/runs/search", json=asked, timeout=START_SECONDS)
+        answer = requests.post(f"{url}/ajax-api/2.0/mlflow/runs/search", json=body, timeout=START_SECONDS)
         times.append(time.perf_counter() - started)
         answer.raise_for_status()
     return statistics.median(times[1:])
@@ -319,35 +306,33 @@ def server() -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-c", f"from vae.tracking import serve_ui; serve_ui({port})"]
-    url = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-c", f"from vae.tracking.store import serve_ui; serve_ui({port})"]
     with subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     ) as process:
         try:
-            wait_until_healthy(url)
-            yield url
+            yield wait_until_healthy(f"http://127.0.0.1:{port}")
         finally:
             os.killpg(process.pid, signal.SIGTERM)
 
 
-def wait_until_healthy(url: str) -> None:
-    """Return once the server answers."""
+def wait_until_healthy(url: str) -> str:
+    """The server's URL, as soon as it answers."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         with suppress(requests.RequestException):
             if requests.get(f"{url}/health", timeout=1).ok:
-                return
+                return url
         time.sleep(0.2)
-    sys.exit("error: the MLflow server did not start")
+    raise VAEError("the MLflow server did not start")
 
 
-# All of it
+# Command line
 
 
 @contextmanager
 def empty_project() -> Iterator[None]:
-    """An empty folder as the current one, and as the project's root: nothing is written to this project's store."""
+    """An empty folder as the current one and as the project's root, so that this project's store is not used."""
     before, here = dict(os.environ), Path.cwd()
     for name in ("MLFLOW_TRACKING_URI", "OPTUNA_STORAGE", "MNIST_DIR"):
         os.environ.pop(name, None)
@@ -371,7 +356,7 @@ PARTS: Mapping[str, Callable[[Sizes], list[Row]]] = {
 
 
 def parse(arguments: Sequence[str] | None) -> tuple[list[str], dict[str, int]]:
-    """The parts to run, and their sizes."""
+    """The parts to measure, and their sizes."""
     parser = ArgumentParser(__doc__)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} [default: all]")
     for name, size in SIZES.items():
@@ -379,28 +364,20 @@ def parse(arguments: Sequence[str] | None) -> tuple[list[str], dict[str, int]]:
     sizes = vars(parser.parse_args(arguments))
     parts = sizes.pop("parts") or list(PARTS)
     if unknown := [name for name in parts if name not in PARTS]:
-        parser.error(f"unknown part {', '.join(unknown)}: there are {', '.join(PARTS)}")
-    if small := [name for name, size in sizes.items() if size < SMALLEST.get(name, 1)]:
-        parser.error(f"too small: {', '.join(f'--{name}' for name in small)}")
+        parser.error(f"unknown part {', '.join(unknown)}, allowed are {', '.join(PARTS)}")
+    for name, size in sizes.items():
+        if size < SMALLEST.get(name, 1):
+            parser.error(f"--{name} is {size}, allowed is {SMALLEST.get(name, 1)} or more")
     return parts, sizes
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure what the command line names, print the table, and write it where all was run at full size."""
+    """Measure the chosen parts, print the table, and write it if all were measured at full size."""
     parts, sizes = parse(arguments)
-    rows = [row for part in parts for row in PARTS[part](sizes)]
-    print("\n" + table(rows))
+    table = pd.DataFrame([row for part in parts for row in PARTS[part](sizes)])
+    print("\n" + table.to_markdown(index=False))
     if sizes == SIZES and set(parts) == set(PARTS):
-        write_atomically(OUTPUT, pd.DataFrame(rows).to_csv(index=False))
-
-
-def table(rows: Sequence[Row]) -> str:
-    """The rows in Markdown."""
-    lines = ["| | size | figure | | × |", "|---|---|---|---:|---:|"]
-    for row in rows:
-        times = "" if math.isnan(row["ratio"]) else f"{row['ratio']:.2f} of {row['compared_with']}"
-        lines.append(f"| {row['what']} | {row['size']} | {row['figure']} | {row['value']:g} {row['unit']} | {times} |")
-    return "\n".join(lines)
+        write_atomically(OUTPUT, table.to_csv(index=False))
 
 
 if __name__ == "__main__":

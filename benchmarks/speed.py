@@ -1,7 +1,7 @@
-"""How fast it trains: against the recipe that most people copy, and against the matrix products alone.
+"""How fast `fit()` trains, compared with a common training loop and with the matrix products alone.
 
-`make bench` measures everything in one run, in turns, and keeps each contender's best turn: timings on a shared
-machine are noisy, ratios of neighbours less so. Writes benchmarks/speed.json.
+`make bench` measures all contenders alternately and keeps the best turn of each: on a shared machine, ratios are less
+noisy than timings. Writes benchmarks/speed.json.
 """
 
 import json
@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from ruamel.yaml import YAML
@@ -22,7 +23,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
-from vae.config import DataParams, Params, TrainParams, load_params
+from timing import best_rates, rate
+from vae.config import DataParams, Params, TrainParams
 from vae.data.datasets import FILES, Split, gunzip, load, split_validation
 from vae.data.download import fetch
 from vae.device import Hardware, resolve
@@ -40,20 +42,17 @@ BATCH = 128
 
 
 def small_vae() -> VAE:
-    """784-400-20, the VAE of PyTorch's own example."""
-    return VAE(784, hidden_dims=(400,), latent_dim=20, activation="relu", residual=False)
+    """784-400-20, the VAE of PyTorch's examples."""
+    return VAE(784, hidden_dims=(400,), latent_dim=20, activation="relu", residual=False, prior="standard")
 
 
 class CommonVAE(torch.nn.Module):
-    """784-400-20 as it is mostly written: probabilities out of a sigmoid, plain functions."""
+    """784-400-20 as it is usually written."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.hidden, self.mu, self.logvar = (
-            torch.nn.Linear(784, 400),
-            torch.nn.Linear(400, 20),
-            torch.nn.Linear(400, 20),
-        )
+        self.hidden = torch.nn.Linear(784, 400)
+        self.mu, self.logvar = torch.nn.Linear(400, 20), torch.nn.Linear(400, 20)
         self.back, self.pixels = torch.nn.Linear(20, 400), torch.nn.Linear(400, 784)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -65,7 +64,7 @@ class CommonVAE(torch.nn.Module):
 
 
 def common_recipe(root: Path, device: torch.device) -> float:
-    """Images a second with a DataLoader over torchvision's MNIST and `.item()` at every step, fp32."""
+    """Images per second with a DataLoader of torchvision's MNIST and `.item()` at each step, fp32."""
     loader = DataLoader(datasets.MNIST(str(root), transform=transforms.ToTensor()), BATCH, shuffle=True)
     model = CommonVAE().to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
@@ -84,50 +83,42 @@ def common_recipe(root: Path, device: torch.device) -> float:
 
 
 def ours(train: Split, hardware: Hardware) -> float:
-    """Images a second of `fit()` on the same grey images; the first epoch warms up."""
+    """Images per second of `fit()` on the same grey images; the first epoch is a warm-up."""
     records: list[Record] = []
-    params = TrainParams(epochs=3, batch_size=BATCH)
     few = Split(train.images[:BATCH], train.labels[:BATCH])
+    params = TrainParams(epochs=3, batch_size=BATCH)
     fit(small_vae(), train, few, params, hardware, binarization="none", on_epoch=records.append)
     return max(record["train/images_per_second"] for record in records[1:])
 
 
 def products(hardware: Hardware) -> float:
-    """Images a second if a training step were nothing but its matrix products."""
+    """Images per second if a training step consisted of its matrix products only."""
     dtype = torch.bfloat16 if hardware.precision == "bf16" else torch.float32
-    steps = []
+    layers = []
     for number, layer in enumerate(m for m in small_vae().modules() if isinstance(m, torch.nn.Linear)):
         x = torch.randn(BATCH, layer.in_features, device=hardware.device, dtype=dtype)
         weight = layer.weight.detach().to(hardware.device, dtype)
         gradient = torch.randn(BATCH, layer.out_features, device=hardware.device, dtype=dtype)
-        steps.append((x, weight, gradient, number > 0))  # nobody asks for the images' gradient
+        layers.append((x, weight, gradient, number > 0))  # the images need no gradient
 
-    def step() -> None:
-        for x, weight, gradient, needs_input_gradient in steps:
-            torch.mm(x, weight.T)
-            torch.mm(gradient.T, x)
-            if needs_input_gradient:
-                torch.mm(gradient, weight)
-
-    return BATCH * repeated(step, hardware.device)
-
-
-def repeated(step: Callable[[], Any], device: torch.device, seconds: float = 3.0) -> float:
-    """Calls a second."""
-    calls = 0
-    started = time.perf_counter()
-    while time.perf_counter() - started < seconds:
+    def steps() -> int:
         for _ in range(50):
-            step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        calls += 50
-    return calls / (time.perf_counter() - started)
+            for x, weight, gradient, needs_input_gradient in layers:
+                torch.mm(x, weight.T)
+                torch.mm(gradient.T, x)
+                if needs_input_gradient:
+                    torch.mm(gradient, weight)
+        return 50 * BATCH
+
+    return rate(steps, hardware.device, seconds=3.0)
 
 
 def measure_speed(raw: Path, root: Path, train: Split) -> dict[str, dict[str, float]]:
-    """Images a second of each contender, and the ratios that they give."""
-    unpack_for_torchvision(raw, root)
+    """Images per second of each contender, and ratios between contenders."""
+    folder = root / "MNIST" / "raw"  # where torchvision expects the files, unpacked
+    folder.mkdir(parents=True)
+    for name in (name for pair in FILES.values() for name in pair):
+        (folder / name).write_bytes(gunzip((raw / f"{name}.gz").read_bytes(), name))
     fast = resolve(TrainParams())
     plain = Hardware(fast.device, "fp32", fast.compile)
     contenders: dict[str, Callable[[], float]] = {
@@ -137,11 +128,7 @@ def measure_speed(raw: Path, root: Path, train: Split) -> dict[str, dict[str, fl
         "auto": lambda: ours(train, fast),
         "products_auto": lambda: products(fast),
     }
-    speed = dict.fromkeys(contenders, 0.0)
-    for turn in range(TURNS):
-        for name, contender in contenders.items():
-            speed[name] = max(speed[name], contender())
-            print(f"turn {turn + 1}/{TURNS}  {name:14} {speed[name]:>9,.0f} images/s at best", flush=True)
+    speed = best_rates(contenders, TURNS, "images")
     return {
         "images_per_second": {name: round(value) for name, value in speed.items()},
         "ratio": {name: round(speed[name] / speed["common_recipe"], 2) for name in ("fp32", "auto")},
@@ -149,24 +136,17 @@ def measure_speed(raw: Path, root: Path, train: Split) -> dict[str, dict[str, fl
     }
 
 
-def unpack_for_torchvision(raw: Path, root: Path) -> None:
-    """Lay the files out as torchvision's datasets.MNIST looks for them."""
-    folder = root / "MNIST" / "raw"
-    folder.mkdir(parents=True)
-    for name in (name for pair in FILES.values() for name in pair):
-        (folder / name).write_bytes(gunzip((raw / f"{name}.gz").read_bytes(), name))
-
-
-def measure_tracking(params: Params, train: Split, folder: Path) -> float:
-    """Seconds spent in MLflow calls by a default training, as a share of the training's own seconds."""
+def measure_tracking(train: Split, folder: Path) -> float:
+    """Seconds that a default training spends in MLflow calls, divided by those of its training."""
     os.environ["DVC_ROOT"] = str(folder)
     os.environ.pop("MLFLOW_TRACKING_URI", None)
+    params = Params()
     hardware = resolve(params.train)
     records: list[Record] = []
-    few = params.train.model_copy(update={"epochs": 2})
-    model = VAE.from_params(params.model, seed=0)
-    fit(model, train, Split(train.images[:3000], train.labels[:3000]), few, hardware, on_epoch=records.append)
-    tracking.connect()  # creates the database, once for all runs
+    short = params.train.model_copy(update={"epochs": 2})
+    few = Split(train.images[:3000], train.labels[:3000])
+    fit(VAE.from_params(params.model, seed=0), train, few, short, hardware, on_epoch=records.append)
+    tracking.connect()  # creates the database, which is needed once for all runs
     started = time.perf_counter()
     tracking.connect()
     with tracking.run(tracking.run_name(params)) as run:
@@ -177,7 +157,7 @@ def measure_tracking(params: Params, train: Split, folder: Path) -> float:
 
 
 def measure_noop(folder: Path) -> float:
-    """Time of `dvc repro` with nothing to do, over that of four stages that only copy a file."""
+    """Seconds of a `dvc repro` without changes, divided by those of four stages that copy a file."""
     ours, trivial = folder / "ours", folder / "trivial"
     for name in ("pipeline", "src", "params.yaml", "dvc.yaml", ".dvcignore", ".gitignore"):
         copy = shutil.copytree if (PROJECT / name).is_dir() else shutil.copy
@@ -205,44 +185,41 @@ def measure_noop(folder: Path) -> float:
     return best[ours] / best[trivial]
 
 
+def table(result: dict[str, Any]) -> str:
+    """The result in Markdown, as docs/speed.md shows it."""
+    speed, ratio, fraction = result["images_per_second"], result["ratio"], result["matmul_fraction"]
+    rows = [["DataLoader, ToTensor, `.item()`", f"{speed['common_recipe']:,}", "1.00", ""]]
+    rows += [[f"`fit()`, {name}", f"{speed[name]:,}", f"{ratio[name]:.2f}", f"{fraction[name]:.0%}"] for name in ratio]
+    columns = ["", "images/s", "× common recipe", "of the matrix products alone"]
+    markdown = pd.DataFrame(rows, columns=columns).to_markdown(index=False, disable_numparse=True)
+    return (
+        f"784-400-20, batch {BATCH}, {result['device']}\n\n{markdown}\n\n"
+        f"`dvc repro` without changes: {result['noop_repro_ratio']:.2f} × that of a trivial pipeline; "
+        f"MLflow: {result['tracking_overhead']:.2%} of a default training"
+    )
+
+
 def main() -> None:
-    """Measure, print and write the table."""
+    """Measure, print and write benchmarks/speed.json."""
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     os.environ["DVC_NO_ANALYTICS"] = "1"
-    params = load_params(PROJECT / "params.yaml")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         raw = folder / "raw"
         raw.mkdir()
         dataset = fetch(DataParams(), mnist_dir(), raw, None)
         train = load(raw, "train")
-        kept, _ = split_validation(train, params.data.validation_size)
         result: dict[str, Any] = {
             "device": str(resolve(TrainParams())),
             "dataset": dataset["name"],
             **measure_speed(raw, folder, train),
             "noop_repro_ratio": round(measure_noop(folder), 2),
-            "tracking_overhead": round(measure_tracking(params, kept, folder), 4),
+            "tracking_overhead": round(
+                measure_tracking(split_validation(train, DataParams().validation_size)[0], folder), 4
+            ),
         }
     write_json(OUTPUT, result)
     print(table(result))
-
-
-def table(result: dict[str, Any]) -> str:
-    """The result in Markdown, as README quotes it."""
-    speed, ratio, fraction = result["images_per_second"], result["ratio"], result["matmul_fraction"]
-    lines = [
-        f"784-400-20, batch {BATCH}, {result['device']}",
-        "",
-        "| | images/s | × common recipe | of the matrix products alone |",
-        "|---|---:|---:|---:|",
-        f"| DataLoader, ToTensor, `.item()` | {speed['common_recipe']:,} | 1.00 | |",
-        *(f"| `fit()`, {name} | {speed[name]:,} | {ratio[name]:.2f} | {fraction[name]:.0%} |" for name in ratio),
-        "",
-        f"no-op `dvc repro`: {result['noop_repro_ratio']:.2f} × that of a trivial pipeline; "
-        f"MLflow: {result['tracking_overhead']:.2%} of a default training",
-    ]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What the search's workers gain, and what a trial costs besides its training.
+"""How much faster several search workers are than one, and what a trial costs besides its training.
 
-`make bench` runs the same trials with one worker on all threads, and with the workers that `auto` chooses, in turns in
-one run: the ratio of their times says more than either. Writes benchmarks/workers.json.
+`make bench` runs the same trials alternately with one worker on all threads and with the workers that `auto` selects.
+Writes benchmarks/workers.json.
 """
 
 import os
@@ -18,6 +18,7 @@ import optuna
 from ruamel.yaml import YAML
 
 from vae.config import Params, load_params
+from vae.errors import DataError
 from vae.files import write_json
 from vae.search import workers
 from vae.search.storage import journal_path, open_journal
@@ -30,12 +31,12 @@ from vae.workflow.stages import RAW, read_dataset
 PROJECT = Path(__file__).resolve().parents[1]
 OUTPUT = PROJECT / "benchmarks" / "workers.json"
 TURNS = 2
-# The same trials, of the same length: nothing is pruned, and β, which costs no time, is all that differs.
+# All trials take the same time: nothing is pruned, and they differ in β only.
 TRIALS, EPOCHS, BETAS = 4, 2, [1.0, 1.1, 1.2, 1.3]
 
 
 def prepare(folder: Path) -> None:
-    """A project in `folder` with the images of this one and a search of a few trials."""
+    """Copy this project's stages and images to `folder`, with a short search."""
     for part in ("pipeline", "data", "params.yaml"):
         source = PROJECT / part
         (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / part)
@@ -45,8 +46,8 @@ def prepare(folder: Path) -> None:
     yaml.dump(tree, folder / "params.yaml")
 
 
-def seconds_of_search(workers: int | str) -> tuple[float, float]:
-    """Seconds from the first trial's start to the last one's end, and of the whole command."""
+def seconds_of_search(workers: int | str) -> dict[str, float]:
+    """Seconds from the start of the first trial to the end of the last one, and of the whole command."""
     journal_path().unlink(missing_ok=True)
     started = time.perf_counter()
     subprocess.run([sys.executable, "pipeline/search/search.py", f"--workers={workers}"], check=True)
@@ -54,20 +55,17 @@ def seconds_of_search(workers: int | str) -> tuple[float, float]:
     trials = optuna.load_study(study_name=None, storage=open_journal()).trials
     first = min(trial.datetime_start for trial in trials if trial.datetime_start)
     last = max(trial.datetime_complete for trial in trials if trial.datetime_complete)
-    return (last - first).total_seconds(), whole
+    return {f"trials_{workers}": (last - first).total_seconds(), f"whole_{workers}": whole}
 
 
 def measure_workers(params: Params) -> dict[str, Any]:
-    """Seconds with one worker and with `auto`, best of the turns, and their ratio."""
+    """Best seconds with one worker and with `auto`, and their ratio."""
     seconds: dict[str, float] = {}
     for turn in range(TURNS):
         for asked in (1, "auto"):
-            trials, whole = seconds_of_search(asked)
-            print(
-                f"turn {turn + 1}/{TURNS}, workers {asked}: {trials:.1f} s of trials, {whole:.1f} s in all", flush=True
-            )
-            for name, value in ((f"trials_{asked}", trials), (f"whole_{asked}", whole)):
-                seconds[name] = min(value, seconds.get(name, value))
+            found = seconds_of_search(asked)
+            print(f"turn {turn + 1}/{TURNS}: {', '.join(f'{k} {v:.1f} s' for k, v in found.items())}", flush=True)
+            seconds |= {name: min(value, seconds.get(name, value)) for name, value in found.items()}
     return {
         "auto": str(workers.plan(params, TRIALS)),
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
@@ -77,27 +75,27 @@ def measure_workers(params: Params) -> dict[str, Any]:
 
 
 def measure_overhead(params: Params) -> float:
-    """Seconds that a trial costs besides its training: Optuna, MLflow, the new model. The first isn't counted."""
+    """Seconds per trial besides its training: Optuna, MLflow, creating the model. The first trial is not counted."""
     journal_path().unlink(missing_ok=True)
     tracking.connect(tracking.SEARCH_EXPERIMENT)
     training: list[float] = []
 
-    def timed(*arguments: Any, on_epoch: OnEpoch, **options: Any) -> Fitted:
-        inside = 0.0
+    def timed_fit(*arguments: Any, on_epoch: OnEpoch, **options: Any) -> Fitted:
+        in_callback = 0.0
 
         def timed_callback(record: Record) -> None:
-            nonlocal inside
+            nonlocal in_callback
             started = time.perf_counter()
             on_epoch(record)
-            inside += time.perf_counter() - started
+            in_callback += time.perf_counter() - started
 
         started = time.perf_counter()
         fitted = fit(*arguments, on_epoch=timed_callback, **options)
-        training.append(time.perf_counter() - started - inside)
+        training.append(time.perf_counter() - started - in_callback)
         return fitted
 
     ends: list[float] = []
-    with patch("vae.search.trial.fit", timed):
+    with patch("vae.search.trial.fit", timed_fit):
         Worker(params, read_dataset(), RAW, "bench", 0).run(on_trial=lambda _: ends.append(time.perf_counter()))
     return (ends[-1] - ends[0] - sum(training[1:])) / (len(ends) - 1)
 
@@ -105,7 +103,7 @@ def measure_overhead(params: Params) -> float:
 def main() -> None:
     """Measure, print, and write benchmarks/workers.json."""
     if not (PROJECT / RAW).exists():
-        sys.exit(f"error: {RAW} not found: `dvc repro download` fetches it")
+        raise DataError(f"{RAW} not found: `dvc repro download` fetches it")
     os.environ.pop("OPTUNA_STORAGE", None)
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     with tempfile.TemporaryDirectory() as folder:
@@ -116,7 +114,7 @@ def main() -> None:
         os.chdir(PROJECT)
     write_json(OUTPUT, {"dataset": read_dataset()["name"], "trials": TRIALS, "epochs": EPOCHS, **result})
     print(
-        f"auto ({result['auto']}) takes {result['ratio']} of the time of one worker on all threads; "
+        f"auto ({result['auto']}) takes {result['ratio']} times as long as one worker on all threads; "
         f"a trial costs {result['overhead_seconds_per_trial']} s besides its training"
     )
 

@@ -1,6 +1,8 @@
-"""Evaluate on the test set: model -> metrics/evaluate.json, metrics/per_digit.csv, metrics/latents.npz."""
+"""Evaluate on the test set: model -> metrics/{evaluate.json,per_class.csv,test_nll.npz,latents.npz}."""
 
 import io
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,49 +24,48 @@ from vae.workflow.stages import METRICS, MODEL, RAW, checkpoint_folder, load_mod
 
 
 def main(params: Params) -> None:
-    """Measure, write the metric files, and add them to the training's run."""
+    """Evaluate, write the metrics, and add them to the MLflow run of the training."""
     hardware = resolve(params.train)
     model = load_model(params, hardware.device)
-    dataset = read_dataset()["name"]
-    # All training images, those of the validation too: the VAE saw no labels.
-    train, test = (binarized(part, params, hardware.device) for part in ("train", "test"))
-    tracking.connect()
-    kept = Checkpoints(checkpoint_folder("evaluate", params, hardware))
-    result = evaluate(
-        model, test.images, test.labels, params.evaluate, seed=params.seed, progress=True, checkpoints=kept
-    )
-    metrics = {**result.metrics(), **further_metrics(model, train, test, result, params)}
-    by_digit = result.by_digit()
-
-    latents = io.BytesIO()
-    np.savez(latents, mu=result.mu, logvar=result.logvar, labels=test.labels.cpu().numpy())
-    write_atomically(METRICS / "latents.npz", latents.getvalue())
-    write_atomically(METRICS / "per_digit.csv", by_digit.to_csv(index=False, float_format="%.4f"))
     protocol = {
         "importance_samples": params.evaluate.importance_samples,
         "precision": params.evaluate.precision,
         "binarization": params.data.binarization,
-        "dataset": dataset,
+        "dataset": read_dataset()["name"],
         "split": "test",
         "seed": params.seed,
         "weights_sha256": sha256(MODEL),
     }
+    # The validation images are part of the training images here: the VAE has seen no labels.
+    train, test = (binarized(part, params, hardware.device) for part in ("train", "test"))
+    tracking.connect()
+    checkpoints = Checkpoints(checkpoint_folder("evaluate", params, hardware))
+    result = evaluate(
+        model, test.images, test.labels, params.evaluate, seed=params.seed, progress=True, checkpoints=checkpoints
+    )
+    metrics = {**result.metrics(), **further_metrics(model, train, test, result, params)}
+
     write_json(METRICS / "evaluate.json", {**metrics, **protocol})
-    kept.delete()
+    write_atomically(METRICS / "per_class.csv", result.by_class().to_csv(index=False, float_format="%.4f"))
+    labels = test.labels.cpu().numpy()
+    neg_elbo, nll = -result.images["elbo"], result.images["nll"]
+    write_arrays(METRICS / "test_nll.npz", neg_elbo=neg_elbo, nll=nll, labels=labels, **protocol)
+    write_arrays(METRICS / "latents.npz", mu=result.mu, logvar=result.logvar, labels=labels)
     print(describe(metrics, params))
     with tracking.resume(params, hardware, read_run_id()) as run:
         run.log_metrics(metrics, prefix="test/")
-        run.log_artifact(METRICS / "per_digit.csv")
+        run.log_artifact(METRICS / "per_class.csv")
+    checkpoints.delete()
 
 
 def binarized(part: str, params: Params, device: torch.device) -> Split:
-    """The training or test images, binarized once, and their labels, on `device`."""
+    """The training or test images on `device`, binarized once, and their labels."""
     split = load(RAW, part)
     return Split(binarize_once(split.images, params.data.binarization), split.labels).to(device)
 
 
 def further_metrics(model: VAE, train: Split, test: Split, result: Evaluation, params: Params) -> dict[str, float]:
-    """What looks at the test set as a whole: the KL's split, a linear probe of the means, the quality of samples."""
+    """Metrics of the test set as a whole: the KL decomposition, a linear probe of the latents, sample quality."""
     mu, logvar = (torch.from_numpy(part).to(test.images.device) for part in (result.mu, result.logvar))
     train_mu = posterior_means(model, train.images, params.evaluate).cpu().numpy()
     binary = params.data.binarization != "none"
@@ -74,6 +75,13 @@ def further_metrics(model: VAE, train: Split, test: Split, result: Evaluation, p
         "linear_probe_images": len(train),
         **sample_quality(model, train, test, params.evaluate, binary=binary, seed=params.seed),
     }
+
+
+def write_arrays(path: Path, **arrays: Any) -> None:
+    """Write NumPy arrays, numbers and strings by name, for `numpy.load`. Equal arrays give equal bytes."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    write_atomically(path, buffer.getvalue())
 
 
 if __name__ == "__main__":

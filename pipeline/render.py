@@ -1,4 +1,4 @@
-"""Draw the figures: model, history and evaluation -> figures/*.png."""
+"""Plot the figures: model, history and evaluation -> figures/*.png."""
 
 import zlib
 from collections.abc import Callable
@@ -20,10 +20,10 @@ from vae.workflow.stages import FIGURES, METRICS, RAW, load_model, read_run_id
 
 
 def main(params: Params) -> None:
-    """Draw every figure, write it, and add it to the training's run."""
-    model = load_model(params, "cpu")  # a few hundred images: no accelerator needed
+    """Plot and save every figure, and add them to the MLflow run of the training."""
+    model = load_model(params, "cpu")  # a few hundred images need no accelerator
     mu, logvar = read(METRICS / "latents.npz", posteriors)
-    history = read(METRICS / "history.csv", lambda path: pd.read_csv(path, dtype=float).dropna(subset="val/neg_elbo"))
+    history = read(METRICS / "history.csv", lambda path: pd.read_csv(path, dtype=float).dropna(subset="improved"))
     tracking.connect()
     figures = save_figures(model, load(RAW, "test"), mu, logvar, history, params, FIGURES)
     print(f"{len(figures)} figures in {FIGURES}/: {', '.join(path.stem for path in figures)}")
@@ -33,13 +33,13 @@ def main(params: Params) -> None:
 
 
 def posteriors(path: Path) -> tuple[Any, Any]:
-    """The test images' posterior means and log-variances, [N, L] each."""
+    """The posterior means and log-variances of the test images, [N, L] each."""
     with np.load(path) as latents:
         return latents["mu"], latents["logvar"]
 
 
 def read(path: Path, reader: Callable[[Path], Any]) -> Any:
-    """What an earlier stage wrote. Raises DataError, naming the file, where it can't be read."""
+    """Read the output of an earlier stage. Raises DataError, naming the file, where it can't be read."""
     try:
         return reader(path)
     except (OSError, EOFError, ValueError, KeyError, BadZipFile, zlib.error) as error:

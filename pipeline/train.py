@@ -1,8 +1,8 @@
-"""Train the VAE: data/raw -> models/vae.safetensors, models/run.json, metrics/train.json, metrics/history.csv."""
+"""Train the VAE: data/raw -> models/vae.safetensors, metrics/train.json, metrics/history.csv."""
 
 from vae.config import Params
 from vae.device import resolve
-from vae.files import write_json
+from vae.files import sha256, write_json
 from vae.tracking import store as tracking
 from vae.workflow.command_line import RESUMED, run_stage
 from vae.workflow.stages import METRICS, MODEL, RAW, checkpoint_folder, read_dataset, write_run
@@ -10,10 +10,10 @@ from vae.workflow.tracked_training import tracked_training
 
 
 def main(params: Params) -> None:
-    """Train, keep the best epoch's weights, and open the run that the later stages add to."""
-    dataset, kept = read_dataset(), checkpoint_folder("train", params, resolve(params.train))
-    with tracked_training(params, dataset, RAW, MODEL, METRICS / "history.csv", checkpoints=kept) as training:
-        write_json(METRICS / "train.json", training.summary)
+    """Train, save the weights of the best epoch, and open the MLflow run that later stages add to."""
+    dataset, checkpoints = read_dataset(), checkpoint_folder("train", params, resolve(params.train))
+    with tracked_training(params, dataset, RAW, MODEL, METRICS / "history.csv", checkpoints=checkpoints) as training:
+        write_json(METRICS / "train.json", {**training.summary, "weights_sha256": sha256(MODEL)})
         write_run(tracking.EXPERIMENT, training.run.id)
 
 

@@ -1,4 +1,4 @@
-"""What tests share: an environment that is nobody's, and a small project in which DVC has run once."""
+"""Shared fixtures: a clean environment, and a small project in which DVC has run once."""
 
 import json
 import os
@@ -8,15 +8,6 @@ import pytest
 from filelock import FileLock
 
 from support import ENVIRONMENT, PARTS, ROOT, TINY, Project
-
-# With two processes, neither should begin a long file when the other one is done; nor should the second one begin with
-# waiting for the first one's `reproduced`, which the examples do without.
-FIRST = ["test_workers", "test_studies", "test_pipeline", "test_store", "test_study", "test_published"]
-
-
-def pytest_collection_modifyitems(items):
-    rank = {name: number for number, name in enumerate(FIRST)}
-    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
 @pytest.fixture(autouse=True)

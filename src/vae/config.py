@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -64,9 +65,15 @@ class OneOf:
         return name
 
 
-PositiveInt = Annotated[int, Field(ge=1)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
+def _check_size(value: float) -> float:
+    if value >= 2**31:
+        raise ValueError("too large, allowed is less than 2**31")
+    return value
+
+
+PositiveInt = Annotated[int, Field(ge=1), AfterValidator(_check_size)]
+PositiveFloat = Annotated[float, Field(gt=0), AfterValidator(_check_size)]
+NonNegativeFloat = Annotated[float, Field(ge=0), AfterValidator(_check_size)]
 
 
 class Section(BaseModel):
@@ -404,7 +411,7 @@ def load_params(path: Path | str = "params.yaml", overrides: Mapping[str, Any] |
         ) from None
     except OSError as error:
         raise ConfigError(f"{path} can't be read: {error.strerror}") from None
-    except (YAMLError, ValueError) as error:  # ValueError: bytes that are no UTF-8, a date that doesn't exist
+    except (YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, an impossible date
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must hold sections such as `train:`, not {tree!r}")
@@ -459,11 +466,18 @@ def _complaint(name: str, found: list[ErrorDetails], model: type[BaseModel]) -> 
         message = found[0]["msg"].removeprefix("Value error, ")
         return f"{name}: {message}" if name else message
     if found[0]["type"] == "model_type":
-        return f"{name} is {found[0]['input']!r}, allowed is a section of `key: value` lines"
+        return f"{name} is {_shown(found[0]['input'])}, allowed is a section of `key: value` lines"
     allowed = dict.fromkeys(
         details["msg"].removeprefix("Input should be ").replace("tuple", "list") for details in found
     )
-    return f"{name} is {found[0]['input']!r}, allowed is {' or '.join(allowed)}"
+    return f"{name} is {_shown(found[0]['input'])}, allowed is {' or '.join(allowed)}"
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # Python prints integers of up to 4,300 digits
+        return "a huge integer"
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

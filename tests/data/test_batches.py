@@ -8,6 +8,7 @@ from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, Tensor
 from vae import VAE, VAETrainer, visualize_latent_space, visualize_reconstruction
 from vae.config import TrainParams
 from vae.data.batches import image_batch, label_batch
+from vae.data.binarization import binarize_once
 from vae.data.datasets import Split
 from vae.device import Hardware
 from vae.errors import ConfigError, DataError
@@ -47,10 +48,8 @@ ALL_FUNCTIONS = pytest.mark.parametrize(
     [
         (IMAGES.to(torch.complex64), "images are torch.complex64, allowed are torch.uint8 and floats"),
         ((IMAGES * 255).to(torch.uint16), "images are torch.uint16, allowed are torch.uint8 and floats"),
-        (IMAGES * 255, r"pixels are from 0\.\d+ to 25\d\.\d+, allowed is 0 to 1"),
-        (IMAGES[:, :10], r"images have shape \(8, 10\), allowed is \(B, ...\) with 784 pixels"),
     ],
-    ids=["complex", "uint16", "0 to 255", "ten pixels"],
+    ids=["complex", "uint16"],
 )
 def test_images_of_the_wrong_kind_are_refused(function, images, reason):
     with pytest.raises(DataError, match=reason):
@@ -71,20 +70,14 @@ def test_black_and_white_images_are_accepted_in_common_types(dtype):
     assert torch.equal(batch.float(), (IMAGES > 0.5).float())
 
 
-def test_a_split_is_checked_like_a_loader():
-    with pytest.raises(DataError, match=r"images have shape \(40, 10\)"):
-        train(Split(torch.zeros(40, 10, dtype=torch.uint8), LABELS))
-
-
 @pytest.mark.parametrize(
     "labels, reason",
     [
-        (torch.eye(10)[LABELS], r"torch.float32 of shape \(40, 10\), allowed is one integer for each of 40 images"),
-        (torch.eye(10).long()[LABELS], r"torch.int64 of shape \(40, 10\).*labels.argmax\(1\)"),
+        (torch.eye(10)[LABELS], r"torch.float32 of shape \(40, 10\), allowed is .* labels.argmax\(1\)"),
         (LABELS.float(), r"torch.float32 of shape \(40,\)"),
         (np.array(["a"] * 40), "a tensor of one integer per image: these are ndarray"),
     ],
-    ids=["one-hot", "one-hot integers", "floats", "text"],
+    ids=["one-hot", "floats", "text"],
 )
 def test_labels_must_be_one_integer_per_image(labels, reason):
     with pytest.raises(DataError, match=reason):
@@ -123,8 +116,9 @@ def test_a_loader_with_a_wrong_length_is_refused(sampler, reason):
         lambda: train(Split((IMAGES * 255).to(torch.uint8), LABELS), binarization="treshold"),
         lambda: VAETrainer(small(), "cpu", binarization="treshold"),
         lambda: visualize_reconstruction(small(), loader(IMAGES), binarization="treshold"),
+        lambda: binarize_once(IMAGES, "treshold"),
     ],
-    ids=["fit with a loader", "fit with a split", "VAETrainer", "visualize_reconstruction"],
+    ids=["fit with a loader", "fit with a split", "VAETrainer", "visualize_reconstruction", "binarize_once"],
 )
 def test_an_unknown_binarization_is_refused(call):
     with pytest.raises(ConfigError, match="binarization is 'treshold', allowed are dynamic, static, threshold, none"):

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from vae.data.binarization import BINARIZATION_SEED, binarize_once, sample_binary, to_float
-from vae.errors import ConfigError
 
 
 @pytest.fixture
@@ -52,11 +51,6 @@ def test_dynamic_and_static_have_the_same_binarization_for_evaluation(shades):
 def test_threshold_cuts_at_half_and_none_leaves_grey(shades):
     assert binarize_once(shades, "threshold")[0].tolist() == [0, 0, 0, 0, 255, 255, 255]
     assert torch.equal(binarize_once(shades, "none"), shades)
-
-
-def test_an_unknown_binarization_is_refused(shades):
-    with pytest.raises(ConfigError, match="'treshold', allowed are dynamic, static, threshold, none"):
-        binarize_once(shades, "treshold")
 
 
 def test_the_model_input_is_float_between_0_and_1():

@@ -57,20 +57,14 @@ def test_an_idx_file_is_parsed_and_written(array):
     "content, problem",
     [
         (b"", "not an IDX file"),
-        (b"\x00\x00\x08", "not an IDX file"),
         (b"<!DOCTYPE html><html>", "starts with b'<!DOCTYPE ht'"),
         (b"\x00\x00\x0d\x01" + bytes(8), "not an IDX file"),
         (b"\x00\x00\x08\x02" + bytes(8), "not an IDX file"),
-        (b"\x08\x00\x00\x03" + bytes(12), "not an IDX file"),
-        (header(2, 28, 28)[:4], "damaged"),
         (header(2, 28, 28)[:6], "damaged"),
-        (header(2, 28, 28)[:12], "damaged"),
-        (header(2, 28, 28), "truncated or damaged: 16 bytes"),
         (header(2, 28, 28) + bytes(2 * 784 - 1), "truncated or damaged: 1,583 bytes"),
         (header(2, 28, 28) + bytes(2 * 784 + 1), "truncated or damaged: 1,585 bytes"),
         (header(3) + bytes(2), "truncated or damaged: 10 bytes"),
         (header(2**32 - 1, 2**32 - 1, 2**32 - 1), "truncated"),
-        (header(0, 28, 28), "damaged"),
         (header(0, 2**32 - 1, 2**32 - 1), "damaged"),
     ],
 )
@@ -81,14 +75,6 @@ def test_a_damaged_idx_file_is_refused_by_name(content, problem):
     assert len(str(caught.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("compress", [gzip.compress, gzipped])
-def test_gunzip_decompresses_up_to_a_limit(monkeypatch, compress):
-    monkeypatch.setattr(data, "MAX_FILE_BYTES", 1000)
-    assert gunzip(compress(bytes(1000)), "here") == bytes(1000)
-    with pytest.raises(DataError, match=r"^here holds more than the 1,000 bytes allowed"):
-        gunzip(compress(bytes(1001)), "here")
-
-
 def test_gzipped_depends_only_on_the_content(monkeypatch):
     content = random_images(20).tobytes()
     earlier = gzipped(content)
@@ -97,22 +83,21 @@ def test_gzipped_depends_only_on_the_content(monkeypatch):
     assert gzip.compress(content)[4:8] != earlier[4:8] == bytes(4)
 
 
-@pytest.mark.parametrize("length", [5, 12, -9, -1])
-def test_a_truncated_gzip_file_is_refused(length):
-    with pytest.raises(DataError, match=r"^here is truncated"):
-        gunzip(gzipped(random_images(1).tobytes())[:length], "here")
-
-
-@pytest.mark.parametrize("position", [0, 2, 100, -8, -1])
-def test_a_flipped_bit_in_a_gzip_file_is_refused(position):
-    damaged = bytearray(gzipped(random_images(1).tobytes()))
-    damaged[position] ^= 1
-    with pytest.raises(DataError, match=r"^here is damaged"):
-        gunzip(bytes(damaged), "here")
+def test_a_truncated_gzip_file_and_one_with_a_flipped_bit_are_refused():
+    content = gzipped(random_images(1).tobytes())
+    for length in (5, 12, -9, -1):
+        with pytest.raises(DataError, match=r"^here is truncated"):
+            gunzip(content[:length], "here")
+    for position in (0, 2, 100, -8, -1):
+        damaged = bytearray(content)
+        damaged[position] ^= 1
+        with pytest.raises(DataError, match=r"^here is damaged"):
+            gunzip(bytes(damaged), "here")
 
 
 def test_a_gzip_bomb_is_refused_before_it_fills_the_memory(monkeypatch):
     monkeypatch.setattr(data, "MAX_FILE_BYTES", 2**20)
+    assert gunzip(gzip.compress(bytes(2**20)), "here") == bytes(2**20)
     bomb = gzip.compress(bytes(2**26), 9)
     tracemalloc.start()
     with pytest.raises(DataError, match="more than the 1,048,576 bytes"):
@@ -132,19 +117,12 @@ def test_load_reads_a_part_and_its_labels(tmp_path, part):
     assert (split.images.dtype, split.labels.dtype) == (torch.uint8, torch.int64)
 
 
-@pytest.mark.parametrize("missing", [IMAGES, LABELS])
-def test_load_names_a_missing_file_and_the_command_that_downloads_it(tmp_path, missing):
-    store(tmp_path)
-    (tmp_path / f"{missing}.gz").unlink()
-    with pytest.raises(DataError, match=rf"{missing}\.gz can't be read.*dvc repro -f download"):
+def test_load_names_a_missing_or_damaged_file(tmp_path):
+    store(tmp_path, labels=b"\x1f\x8bnot gzip")
+    with pytest.raises(DataError, match=rf"{LABELS}\.gz is damaged"):
         load(tmp_path, "train")
-
-
-@pytest.mark.parametrize("replaced", ["images", "labels"])
-def test_load_names_a_damaged_file(tmp_path, replaced):
-    store(tmp_path, **{replaced: b"\x1f\x8bnot gzip"})
-    name = {"images": IMAGES, "labels": LABELS}[replaced]
-    with pytest.raises(DataError, match=rf"{name}\.gz is damaged"):
+    (tmp_path / f"{IMAGES}.gz").unlink()
+    with pytest.raises(DataError, match=rf"{IMAGES}\.gz can't be read.*dvc repro -f download"):
         load(tmp_path, "train")
 
 

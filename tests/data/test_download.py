@@ -61,9 +61,6 @@ def only_this_machine(monkeypatch):
     monkeypatch.setattr(datasets.MNIST, "mirrors", [])
     monkeypatch.setattr(datasets.FashionMNIST, "mirrors", [])
     monkeypatch.setattr(download, "PAUSE_SECONDS", 0)
-    for variable in ("http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.delenv(variable, raising=False)
-        monkeypatch.delenv(variable.upper(), raising=False)
 
 
 @pytest.fixture
@@ -194,16 +191,12 @@ def test_a_bad_mirror_is_named_and_asked_once_more(serve, raw, monkeypatch, answ
 
 
 @pytest.mark.parametrize("problem", [status(503), half, hangs_up], ids=["503", "half a file", "hangs up"])
-def test_a_mirror_that_recovers_is_used(serve, raw, problem):
-    mirror = serve(answers={LAST: [problem]})
-    fetch(from_mirrors(mirror), None, raw, None)
-    assert mirror.requests == [*ARCHIVES] * 2
+def test_a_mirror_that_recovers_is_used_and_one_that_does_not_changes_nothing(serve, raw, problem):
+    failing, recovering = serve(answers={LAST: [problem] * 2}), serve(answers={LAST: [problem]})
+    assert failing.url + LAST in failure(from_mirrors(failing), raw)
+    fetch(from_mirrors(recovering), None, raw, None)
+    assert recovering.requests == [*ARCHIVES] * 2
     assert holds_digits(raw)
-
-
-def test_a_mirror_that_fails_at_its_last_file_changes_nothing(serve, raw):
-    mirror = serve(answers={LAST: [serves(HTML)] * 2})
-    assert mirror.url + LAST in failure(from_mirrors(mirror), raw)
 
 
 @pytest.mark.parametrize("bad", [never_answers, stalls, trickles], ids=["never answers", "stalls", "a byte at a time"])
@@ -272,16 +265,12 @@ def test_other_data_sets_are_verified_by_the_checksums_of_their_archives(serve, 
     assert holds_digits(raw)
 
 
-@pytest.mark.parametrize(
-    "archive",
-    [ARCHIVES[f"{NAMES[2]}.gz"], gzipped(OTHERS[NAMES[0]]), gzip.compress(DIGITS[NAMES[0]], 1)],
-    ids=["test for training images", "another data set", "recompressed"],
-)
-def test_archives_of_other_data_sets_that_cannot_be_verified_are_refused(source, raw, archive):
-    (source / FIRST).write_bytes(archive)
-    message = failure(DataParams(dataset="FashionMNIST", source="directory"), raw, source, DataError)
-    assert f"is not FashionMNIST's {NAMES[0]}" in message
-    assert "only the original .gz files of this data set can be verified" in message
+def test_archives_of_other_data_sets_that_cannot_be_verified_are_refused(source, raw):
+    for archive in (ARCHIVES[f"{NAMES[2]}.gz"], gzipped(OTHERS[NAMES[0]]), gzip.compress(DIGITS[NAMES[0]], 1)):
+        (source / FIRST).write_bytes(archive)
+        message = failure(DataParams(dataset="FashionMNIST", source="directory"), raw, source, DataError)
+        assert f"is not FashionMNIST's {NAMES[0]}" in message
+        assert "only the original .gz files of this data set can be verified" in message
 
 
 # MNIST_DIR
@@ -362,45 +351,22 @@ def test_auto_replaces_bundled_digits_once_there_is_a_mirror_and_bundled_keeps_t
 # A folder with files
 
 
-@pytest.fixture
-def downloaded(serve, raw):
+def test_valid_files_are_kept_and_damaged_or_other_ones_are_downloaded_again(serve, raw):
     mirror = serve()
     params = from_mirrors(mirror, source="auto")
     record = fetch(params, None, raw, None)
-    mirror.requests.clear()
-    return mirror, params, record
-
-
-def test_valid_files_are_neither_downloaded_nor_written_again(downloaded, raw):
-    mirror, params, record = downloaded
     before = state(raw)
     assert fetch(params, None, raw, record) == record
-    assert mirror.requests == []
     assert state(raw) == before
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda folder: (folder / FIRST).unlink(),
-        replaced(FIRST, ARCHIVES[FIRST][:-20]),
-        replaced(FIRST, gzipped(OTHERS[NAMES[0]])),
-    ],
-    ids=["missing", "truncated", "another file"],
-)
-def test_damaged_files_are_downloaded_again(downloaded, raw, damage):
-    mirror, params, record = downloaded
-    damage(raw)
-    assert fetch(params, None, raw, record) == record
     assert mirror.requests == [*ARCHIVES]
-    assert holds_digits(raw)
-
-
-@pytest.mark.parametrize("change", [{"name": "KMNIST"}, {"sha256": {}}, {"sha256": None}], ids=str)
-def test_files_that_the_description_does_not_match_are_downloaded_again(downloaded, raw, change):
-    mirror, params, record = downloaded
-    assert fetch(params, None, raw, record | change) == record
-    assert mirror.requests == [*ARCHIVES]
+    damages = [Path.unlink, lambda path: os.truncate(path, 200), lambda path: path.write_bytes(ARCHIVES[LAST])]
+    changes = [{"name": "KMNIST"}, {"sha256": {}}, {"sha256": None}]
+    for damage, change in [*((damage, {}) for damage in damages), *((Path.touch, change) for change in changes)]:
+        mirror.requests.clear()
+        damage(raw / FIRST)
+        assert fetch(params, None, raw, record | change) == record
+        assert mirror.requests == [*ARCHIVES]
+        assert holds_digits(raw)
 
 
 def test_no_file_of_another_program_is_deleted_or_replaced(serve, tmp_path):
@@ -428,11 +394,11 @@ def test_a_description_of_an_earlier_version_is_completed(tmp_path):
     assert read_dataset(tmp_path / "dataset.json") == old | added
 
 
-@pytest.mark.parametrize("content", ["", "[]", "[" * 5000, '{"name": "MNIST"}'], ids=lambda content: content[:9])
-def test_a_damaged_description_is_named(tmp_path, content):
-    (tmp_path / "dataset.json").write_text(content)
-    with pytest.raises(DataError, match=r"dataset\.json can't be read .*: `dvc repro -f download` writes it$"):
-        read_dataset(tmp_path / "dataset.json")
+def test_a_damaged_description_is_named(tmp_path):
+    for content in ("", "[]", "[" * 5000, '{"name": "MNIST"}'):
+        (tmp_path / "dataset.json").write_text(content)
+        with pytest.raises(DataError, match=r"dataset\.json can't be read .*: `dvc repro -f download` writes it$"):
+            read_dataset(tmp_path / "dataset.json")
 
 
 @pytest.mark.parametrize(

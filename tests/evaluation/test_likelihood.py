@@ -162,7 +162,7 @@ def test_bf16_is_for_the_decoders_products_only():
 
 def test_means_weigh_every_image_alike_and_digits_add_up_to_the_whole():
     result = evaluate(model_of(), TARGETS, LABELS, EvaluateParams(importance_samples=20, chunk_size=100))
-    metrics, digits = result.metrics(), result.by_digit()
+    metrics, digits = result.metrics(), result.by_class()
     assert metrics["n_test"] == 23
     assert digits["images"].tolist() == [3, 3, 3, 2, 2, 2, 2, 2, 2, 2]
     for name in ("reconstruction", "kl", "elbo", "nll"):
@@ -179,7 +179,7 @@ def test_active_units_are_those_whose_mean_varies():
 def test_active_units_of_a_digit_are_counted_among_its_own_images():
     result = evaluate(model_of(), TARGETS, LABELS, EvaluateParams(importance_samples=2))
     expected = [active_units(result.mu[(pd.Series(LABELS) == digit).to_numpy()]) for digit in range(10)]
-    assert result.by_digit()["active_units"].tolist() == expected
+    assert result.by_class()["active_units"].tolist() == expected
 
 
 def test_the_sampling_error_is_the_spread_of_repeated_estimates():
@@ -218,7 +218,7 @@ def test_what_one_sample_or_one_image_does_not_tell_is_left_out():
 
 def test_errors_and_gaps_of_digits_are_those_of_their_images():
     result = evaluate(model_of(), TARGETS, LABELS, EvaluateParams(importance_samples=20))
-    metrics, digits = result.metrics(), result.by_digit()
+    metrics, digits = result.metrics(), result.by_class()
     squared = (digits["images"] * digits["nll_sampling_error"]).pow(2).sum()
     assert math.sqrt(squared) / 23 == pytest.approx(metrics["nll_sampling_error"])
     assert np.average(digits["elbo_gap"], weights=digits["images"]) == pytest.approx(metrics["elbo_gap"])

@@ -67,11 +67,11 @@ def test_the_same_features_have_no_distance_even_where_some_are_dead():
 def test_draws_are_black_and_white_with_the_models_probabilities():
     probabilities = torch.rand(1, 784, generator=torch.Generator().manual_seed(0)).expand(3, 784)
     generator = torch.Generator().manual_seed(1)
-    draws = quality.drawn(Drawing(probabilities), 2000, EvaluateParams(chunk_size=300), generator, binary=True)
+    draws = quality.sample_images(Drawing(probabilities), 2000, EvaluateParams(chunk_size=300), generator, binary=True)
     assert draws.shape == (2000, 784)
     assert set(draws.unique().tolist()) == {0.0, 1.0}
     assert (draws.mean(0) - probabilities[0]).abs().max() < 5 * 0.5 / math.sqrt(2000)
-    grey = quality.drawn(Drawing(probabilities), 7, EvaluateParams(chunk_size=3), generator, binary=False)
+    grey = quality.sample_images(Drawing(probabilities), 7, EvaluateParams(chunk_size=3), generator, binary=False)
     torch.testing.assert_close(grey, probabilities[:1].expand(7, 784))
 
 

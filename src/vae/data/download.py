@@ -111,14 +111,12 @@ def _from_anywhere(params: DataParams, directory: Path | None) -> tuple[str, Con
     except DownloadError as error:
         if params.dataset != "MNIST":
             raise
-        lines = [
-            "MNIST NOT FOUND: using 5,000 bundled digits instead. Metrics are NOT comparable with MNIST.",
-            str(error),
-            "To use MNIST, set MNIST_DIR to a folder with the four IDX files, or connect to a network; then run",
-            "`dvc repro -f download` and `dvc repro`.",
-        ]
-        bar = "!" * 100
-        print("\n".join([bar, *(f"!! {line}" for line in lines), bar]), file=sys.stderr, flush=True)
+        print(
+            f"{'!' * 100}\nMNIST NOT FOUND: using 5,000 bundled digits instead. Metrics are NOT comparable.\n"
+            f"{error}\nTo use MNIST, set MNIST_DIR to a folder with the four IDX files, or connect to a network; then "
+            f"run `dvc repro -f download` and `dvc repro`.\n{'!' * 100}",
+            file=sys.stderr,
+        )
         return _from_package(params, directory)
 
 

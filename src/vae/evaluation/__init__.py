@@ -1,1 +1,1 @@
-"""Evaluation of a trained model: likelihood bounds, the KL decomposition, sample quality."""
+"""Evaluation of a trained model: likelihood bounds, KL decomposition, linear probe, sample quality."""

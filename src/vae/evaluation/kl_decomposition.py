@@ -1,13 +1,13 @@
-"""The KL split by what the aggregate posterior q(z) = (1/N) Σ_n q(z|x_n) of all N images tells.
+"""Decomposition of the KL by the aggregate posterior q(z) = (1/N) Σ_n q(z|x_n) of N images.
 
     mean KL(q(z|x) ‖ p(z)) = I(x; z) + KL(q(z) ‖ p(z))                           Hoffman & Johnson 2016
     KL(q(z) ‖ p(z)) = KL(q(z) ‖ Π_j q(z_j)) + Σ_j KL(q(z_j) ‖ p(z_j))             Chen et al. 2018, eq. 2
 
-The second line holds where the prior's dimensions are independent. Its first term is the total correlation. Every
-expectation is over one draw of each image's posterior, and q(z) is summed over all images: from a minibatch, as Chen et
-al. have to take it in training, log q(z) is biased.
+The second line holds for priors with independent dimensions. Its first term is the total correlation. Expectations are
+estimated with one sample of each posterior, and q(z) sums over all images: log q(z) of a minibatch, as Chen et al. need
+it in training, is biased.
 
-Shapes: N images, L latent dimensions, M draws. In nats.
+Shapes: N images, L latent dimensions, M samples. In nats.
 """
 
 import math
@@ -18,23 +18,21 @@ from torch import Tensor
 from vae.models.distributions import normal_log_density
 from vae.models.vae import VAE
 
-# Of a draw and an image, 4 MiB: a few times as many no longer fit a core's cache; with fewer, threads mostly wait for
-# each other.
+# Pairs of a sample and an image, 4 MiB: more do not fit a core's cache, and with fewer threads wait for each other.
 PAIRS_AT_ONCE = 2**20
-# Of a log-density: nothing beside what a draw's own image adds, and above that of the least normal float32, −87.3,
-# below which exp is ten times slower.
+# The lowest log-density: negligible beside that of a sample's own image, and above −87.3, below which exp is subnormal
+# in float32 and ten times slower.
 FLOOR = -80.0
 
 
 @torch.no_grad()
 def split_kl(model: VAE, mu: Tensor, logvar: Tensor, *, seed: int = 0) -> dict[str, float]:
-    """Both splits of the KL, estimated from posteriors [N, L] on the model's device.
+    """Decompose the KL of posteriors [N, L], on the model's device, in nats.
 
-    `mutual_information` is that of latents and the image's index, at most ln N. Where posteriors hardly overlap it
-    comes close to that ceiling, and `aggregate_kl` and `total_correlation`, which have to hold the rest of the KL, then
-    tell of the number of images: compare them for the same one only. The first two add up to an estimate of the KL,
-    from one draw an image. `total_correlation` is q(z)'s alone, whatever the prior; `dimensionwise_kl` is the rest of
-    `aggregate_kl`, where the prior is a standard normal. A second stochastic layer has no part in any of them.
+    `mutual_information` (of the latents and the image's index, at most ln N) and `aggregate_kl` add up to the KL.
+    `aggregate_kl` is `total_correlation` plus, where the prior's dimensions are independent, `dimensionwise_kl`.
+    Posteriors that hardly overlap bring the mutual information close to ln N, so that the other terms depend on N:
+    compare them for equal N only. A second stochastic layer is not part of any term.
     """
     generator = torch.Generator(mu.device).manual_seed(seed)
     z = model.reparameterize(mu, logvar, torch.randn(mu.shape, generator=generator, device=mu.device))
@@ -55,17 +53,17 @@ def split_kl(model: VAE, mu: Tensor, logvar: Tensor, *, seed: int = 0) -> dict[s
 def aggregate_log_density(
     z: Tensor, mu: Tensor, logvar: Tensor, pairs_at_once: int = PAIRS_AT_ONCE
 ) -> tuple[Tensor, Tensor]:
-    """log q(z) [M] and log q(z_j) [M, L] at `z` [M, L], of the average of N(mu_n, exp(logvar_n)), [N, L] each.
+    """log q(z) [M] and log q(z_j) [M, L] at samples `z` [M, L], where q is the mean of N(mu_n, exp(logvar_n)), [N, L].
 
-    Each draw must come from one of the N: far from all of them, log q(z_j) ends at a floor.
+    Each sample must come from one of the N posteriors: far away from all of them, log q(z_j) is cut off at `FLOOR`.
     """
     mu, logvar = mu.T.contiguous(), logvar.T.contiguous()
     inverse_sigma, constant = torch.exp(-0.5 * logvar), -0.5 * (logvar + math.log(2 * math.pi))
     joints, marginals = [], []
-    for draws in z.split(max(1, pairs_at_once // mu.shape[1])):
-        joint = torch.zeros(len(draws), mu.shape[1], device=z.device)
+    for samples in z.split(max(1, pairs_at_once // mu.shape[1])):
+        joint = torch.zeros(len(samples), mu.shape[1], device=z.device)
         marginal = []
-        for j, column in enumerate(draws.T):
+        for j, column in enumerate(samples.T):
             distance = (column[:, None] - mu[j]).mul_(inverse_sigma[j])
             log_density = torch.addcmul(constant[j], distance, distance, value=-0.5)
             joint += log_density

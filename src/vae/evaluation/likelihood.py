@@ -1,7 +1,7 @@
-"""Test-set metrics: one table with a row an image, and its averages as one flat table of numbers.
+"""Likelihood bounds of test images: per image, per class, and averaged.
 
-Everything is computed in fp32 and from a fixed seed: the same weights give the same figures. What looks at the test
-set as a whole is in `vae.aggregate` (the KL's split) and `vae.sample_quality`.
+Everything but the decoder's products is computed in fp32, from a fixed seed: the same weights give the same metrics.
+Metrics of the test set as a whole are in `kl_decomposition`, `linear_probe` and `sample_quality`.
 """
 
 import math
@@ -24,54 +24,53 @@ from vae.models.networks import Posterior
 from vae.models.vae import VAE
 
 ACTIVE_UNIT_VARIANCE = 0.01  # Burda et al. 2016, section 5.2
-# When to warn. A model with dimensions to spare leaves many unused (at β = 1 on MNIST about half of 40): no error.
+# Posterior collapse. Many unused dimensions alone are normal: at β = 1 on MNIST, about half of 40.
 COLLAPSED_SHARE = 0.9
-COLLAPSED_KL = 0.1  # nats per image; which of ten digits it is takes 2.3
+COLLAPSED_KL = 0.1  # nats per image; the class of a digit takes 2.3
 
 SECONDS_BETWEEN_CHECKPOINTS = 10.0
 
 Floats = npt.NDArray[np.float32]
-Part = tuple[Tensor, Tensor, Tensor]  # of a batch: figures [B, 4], posterior means and log-variances [B, L]
+Part = tuple[Tensor, Tensor, Tensor]  # of a batch: metrics [B, 4], posterior means and log-variances [B, L]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A test set's figures, image by image, and its posterior means and log-variances [N, L]."""
+    """Per-image metrics of a test set, and its posterior means and log-variances [N, L]."""
 
-    images: pd.DataFrame  # label, reconstruction, kl, elbo, nll, nll_sampling_error; nats
+    images: pd.DataFrame  # label, and in nats: reconstruction, kl, elbo, nll, nll_sampling_error
     mu: Floats
     logvar: Floats
 
     def metrics(self) -> dict[str, float]:
-        """Means over all images, in nats per image, the NLL's errors, and the numbers of units and images.
+        """The `summary` of all images, and the number of active units, collapsed units and images.
 
-        What isn't defined is left out: the NLL's sampling error with one importance sample, its standard error with
-        one image.
+        Undefined errors are left out: the sampling error with one importance sample, the standard error with one image.
         """
         active = active_units(self.mu)
-        figures = {
+        metrics = {
             **summary(self.images),
             "active_units": active,
             "collapsed_units": self.mu.shape[1] - active,
             "n_test": len(self.images),
         }
-        return {name: value for name, value in figures.items() if not math.isnan(value)}
+        return {name: value for name, value in metrics.items() if not math.isnan(value)}
 
-    def by_digit(self) -> pd.DataFrame:
-        """The same by label: the number of images, means and errors, and the active units of each."""
+    def by_class(self) -> pd.DataFrame:
+        """One row per class: the number of images, the means and errors of `summary`, and the active units."""
         rows = [
-            {"digit": digit, "images": len(part), **summary(part), "active_units": active_units(self.mu[part.index])}
-            for digit, part in self.images.groupby("label")
+            {"class": label, "images": len(part), **summary(part), "active_units": active_units(self.mu[part.index])}
+            for label, part in self.images.groupby("label")
         ]
         return pd.DataFrame(rows)
 
 
 def summary(images: pd.DataFrame) -> dict[str, float]:
-    """Means over rows of `Evaluation.images`, the NLL's two errors (NaN where undefined), and the gap to the −ELBO.
+    """Means over rows of `Evaluation.images`, two errors of the mean NLL (NaN where undefined), and the gap to −ELBO.
 
-    `nll_standard_error` is that of a mean over images, as a sample of all that there could be: std / √N.
-    `nll_sampling_error` is the importance sampling's on these very images, where the draws alone are random. It
-    doesn't tell of the bias: with K samples the NLL is too large, by less the more there are (Burda et al. 2016).
+    `nll_standard_error` is the standard error of a mean over a random sample of images, std / √N.
+    `nll_sampling_error` is the error of importance sampling alone, with these images fixed. It does not include the
+    bias: the NLL is an upper bound, which gets tighter with more importance samples (Burda et al. 2016).
     """
     means = {name: float(images[name].mean()) for name in ("reconstruction", "kl", "elbo", "nll")}
     return {
@@ -83,7 +82,7 @@ def summary(images: pd.DataFrame) -> dict[str, float]:
 
 
 def describe(metrics: Mapping[str, float], params: Params) -> str:
-    """A line on a test set's metrics, one more on what looks at it as a whole, and a warning: those that there are."""
+    """The metrics in one line, those of the test set as a whole in a second, and a warning of posterior collapse."""
     terms = f"reconstruction {metrics['reconstruction']:.2f} + KL {metrics['kl']:.2f}"
     nll = f", NLL {metrics['nll']:.2f}" if "nll" in metrics else ""
     samples = f" ({params.evaluate.importance_samples} importance samples)" if nll else ""
@@ -99,20 +98,20 @@ def describe(metrics: Mapping[str, float], params: Params) -> str:
         )
     if has_collapsed(metrics):
         lines.append(
-            "warning: posterior collapse, the latents tell next to nothing of an image: "
+            "warning: posterior collapse: the latents hold almost no information on the image; "
             "lower train.beta, or set train.kl_warmup_epochs or train.free_bits"
         )
     return "\n".join(lines)
 
 
 def has_collapsed(metrics: Mapping[str, float]) -> bool:
-    """Whether all or nearly all latent dimensions are unused, or the KL is about 0."""
+    """Whether at least 90 % of the latent dimensions are inactive, or the KL is below 0.1 nats per image."""
     units = metrics["active_units"] + metrics["collapsed_units"]
     return metrics["kl"] < COLLAPSED_KL or metrics["collapsed_units"] >= COLLAPSED_SHARE * units
 
 
 def active_units(mu: Floats) -> int:
-    """How many latent dimensions the model uses: variance of the posterior mean [N, L] over images > 0.01."""
+    """The number of latent dimensions whose posterior mean [N, L] has a variance over images above 0.01."""
     return int((mu.var(axis=0, ddof=1) > ACTIVE_UNIT_VARIANCE).sum())
 
 
@@ -127,10 +126,10 @@ def evaluate(
     progress: bool = False,
     checkpoints: Checkpoints | None = None,
 ) -> Evaluation:
-    """Evaluate `model` on binarized `targets`, uint8 [N, D], on the device that both are on.
+    """Evaluate `model` on binarized `targets`, uint8 [N, D], on the same device.
 
-    The reconstruction is the mean over all importance samples, hence a better estimate than one sample's.
-    With `checkpoints`, an evaluation that is interrupted goes on from there, to the same figures.
+    The reconstruction is a mean over all importance samples, and so is the KL where it has no closed form.
+    With `checkpoints`, an interrupted evaluation resumes there, with the same metrics; the caller deletes them.
     """
     model.eval()
     generator = torch.Generator(targets.device).manual_seed(seed)
@@ -151,22 +150,14 @@ def evaluate(
                 checkpoints.save(number, {"part": parts[0], "batches": number, "generator": generator.get_state()})
                 saved = time.monotonic()
     columns, mu, logvar = _joined(parts)
-    reconstruction, kl, nll, error = columns.unbind(1)
-    table = pd.DataFrame(
-        {
-            "label": labels.cpu().numpy(),
-            "reconstruction": reconstruction.numpy(),
-            "kl": kl.numpy(),
-            "elbo": -(reconstruction + kl).numpy(),
-            "nll": nll.numpy(),
-            "nll_sampling_error": error.numpy(),
-        }
-    )
-    return Evaluation(table, mu.numpy(), logvar.numpy())
+    reconstruction, kl, nll, error = columns.numpy().T
+    bounds = {"reconstruction": reconstruction, "kl": kl, "elbo": -(reconstruction + kl), "nll": nll}
+    images = pd.DataFrame({"label": labels.cpu().numpy(), **bounds, "nll_sampling_error": error})
+    return Evaluation(images, mu.numpy(), logvar.numpy())
 
 
 def _evaluate_batch(model: VAE, x: Tensor, params: EvaluateParams, generator: torch.Generator) -> Part:
-    """Reconstruction, KL, NLL and its sampling error of images [B, D], [B, 4], and their posteriors' mu and logvar."""
+    """Reconstruction, KL, NLL and its sampling error, [B, 4], and the posteriors, of images [B, D]."""
     posterior = model.encode(x)
     nll, kl, log_weights = importance_samples(model, x, posterior, params, generator)
     columns = (nll.mean(-1), kl, -importance_weighted_bound(log_weights), sampling_error(log_weights))
@@ -182,7 +173,7 @@ def _joined(parts: list[Part]) -> Part:
 def importance_samples(
     model: VAE, x: Tensor, posterior: Posterior, params: EvaluateParams, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """−log p(x|z_k) [B, K], the KL [B] and the log importance weights [B, K] at K samples of `posterior`, encode(x).
+    """−log p(x|z_k) [B, K], the KL [B] and log importance weights [B, K] at K samples of `posterior` = encode(x).
 
     At most `chunk_size` latents are decoded at a time. With `precision` bf16 the decoder's matrix products are in bf16;
     everything else stays in fp32.
@@ -204,8 +195,7 @@ def importance_samples(
 def sampling_error(log_weights: Tensor) -> Tensor:
     """The standard error of log (1/K) Σ_k w_k from log weights: [..., K] -> [...], NaN for K = 1.
 
-    Delta method: the variance of log(mean) is about that of the mean, over the mean squared, Var(w) / (K · mean(w)²).
-    Too small where a few samples have most of the weight.
+    By the delta method, Var(log mean(w)) ≈ Var(w) / (K · mean(w)²); an underestimate where few samples dominate.
     """
     samples = log_weights.shape[-1]
     weights = log_weights.softmax(-1) * samples  # their mean is 1

@@ -1,4 +1,4 @@
-"""A linear classifier of posterior means: how much of the label the latents hold."""
+"""A linear probe: how well a linear classifier of the posterior means predicts the class."""
 
 import torch
 from torch import Tensor
@@ -11,17 +11,17 @@ from vae.models.vae import VAE
 
 @torch.no_grad()
 def posterior_means(model: VAE, images: Tensor, params: EvaluateParams) -> Tensor:
-    """The means of q(z|x) of binarized `images`, uint8 [N, D] on the model's device: [N, L]."""
+    """The means of q(z|x), [N, L], of binarized `images`, uint8 [N, D] on the model's device."""
     model.eval()
     return torch.cat([model.encode(to_float(batch))[0] for batch in images.split(params.chunk_size)])
 
 
 def linear_probe_accuracy(train_mu: Floats, train_labels: Tensor, test_mu: Floats, test_labels: Tensor) -> float:
-    """How often a linear classifier of posterior means [N, L] names the digit: fitted on training, told of test images.
+    """The test accuracy of a linear classifier fitted on the posterior means [N, L] of training images.
 
-    Multinomial logistic regression on standardized means, as scikit-learn has it by default. Nothing in it is random.
+    Multinomial logistic regression on standardized means with scikit-learn's defaults, which is deterministic.
     """
-    from sklearn.linear_model import LogisticRegression  # a second of import: only where it is needed
+    from sklearn.linear_model import LogisticRegression  # imported here: it takes a second
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 

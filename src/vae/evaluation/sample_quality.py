@@ -1,8 +1,7 @@
-"""How good drawn images are, as a small digit classifier sees them.
+"""Quality of generated images, measured in the features of a small classifier.
 
-The measures are those behind the FID and the Inception Score (Heusel et al. 2017, Salimans et al. 2016), but the
-classifier is one of digits, trained here: its figures compare with those of other models on the same data set and
-binarization, and with nobody's FID.
+The metrics are those of the FID and the Inception Score (Heusel et al. 2017, Salimans et al. 2016), but the classifier
+is trained here on the data set itself: compare them between models of one data set and binarization, never with an FID.
 
 Shapes: N images, D pixels, F features. Images are binarized, uint8 [N, D].
 """
@@ -25,18 +24,18 @@ LEARNING_RATE = 3e-3
 def sample_quality(
     model: VAE, train: Split, test: Split, params: EvaluateParams, *, binary: bool = True, seed: int = 0
 ) -> dict[str, float]:
-    """Compare as many draws of the model as there are `test` images with these; splits are on the model's device.
+    """Compare as many samples of the model as there are `test` images with these; splits are on the model's device.
 
-    `sample_frechet_distance` (squared, as the FID is) has a floor, `train_frechet_distance`: that of as many training
-    images, which the classifier wasn't trained on, so that there must be more of them than test images.
-    `sample_confidence` is the mean probability of the likeliest digit, `sample_label_entropy` the entropy of all draws'
-    label distribution, in nats: ln 10 where every digit is as frequent. Not `binary`: draws stay pixel probabilities.
+    `sample_frechet_distance` (squared, as the FID) has a floor, `train_frechet_distance`: that of as many training
+    images, which are held out from the classifier's training. `sample_confidence` is the mean probability of the
+    most probable class, `sample_label_entropy` the entropy of the samples' class distribution in nats, at most ln 10.
+    Unless `binary`, samples are pixel probabilities.
     """
     generator = torch.Generator(test.images.device).manual_seed(seed)
     order = torch.randperm(len(train), generator=generator, device=test.images.device)
     held, used = order[: len(test)], order[len(test) :]
     classifier = train_classifier(train.images[used], train.labels[used], generator, seed)
-    samples = drawn(model, len(test), params, generator, binary=binary)
+    samples = sample_images(model, len(test), params, generator, binary=binary)
     with torch.no_grad():
         features = {
             name: classifier[:-1](to_float(images))
@@ -55,9 +54,9 @@ def sample_quality(
 
 
 def train_classifier(images: Tensor, labels: Tensor, generator: torch.Generator, seed: int) -> nn.Sequential:
-    """Two convolutions and two linear layers, trained for the same number of steps however many `images` there are.
+    """Train two convolutions and two linear layers for a fixed number of steps; all but the last layer give features.
 
-    All but the last layer give the features. Weights are drawn from `seed`, batches by `generator`.
+    `seed` determines the initial weights, `generator` the batches.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -77,8 +76,8 @@ def train_classifier(images: Tensor, labels: Tensor, generator: torch.Generator,
 
 
 @torch.no_grad()
-def drawn(model: VAE, n: int, params: EvaluateParams, generator: torch.Generator, *, binary: bool) -> Tensor:
-    """`n` images drawn from the model, floats [n, D]: 0 or 1; pixel probabilities, where they aren't `binary`."""
+def sample_images(model: VAE, n: int, params: EvaluateParams, generator: torch.Generator, *, binary: bool) -> Tensor:
+    """`n` samples of the model, floats [n, D]: 0 or 1, or pixel probabilities unless `binary`."""
     model.eval()
     sizes = [min(params.chunk_size, n - start) for start in range(0, n, params.chunk_size)]
     images = torch.cat([model.sample(size, generator) for size in sizes])
@@ -97,6 +96,6 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 
 
 def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean [F] and a root R [F, F] of the covariance R Rᵀ; an eigenvalue that rounding made negative counts as 0."""
+    """Mean [F] and a root R [F, F] of the covariance R Rᵀ; eigenvalues that rounding made negative count as 0."""
     values, vectors = torch.linalg.eigh(torch.cov(features.T))
     return features.mean(0), vectors * values.clamp(min=0).sqrt()

@@ -1,1 +1,1 @@
-"""Five small studies of what a VAE's parameters do: `python -m vae.examples`."""
+"""Five small studies of the parameters of a VAE: `python -m vae.examples`."""

@@ -1,16 +1,15 @@
-"""Five small studies of what a VAE's parameters do: `python -m vae.examples 2 --quick`, or all with `make examples`.
+"""Five small studies of the parameters of a VAE: `python -m vae.examples 2 --quick`, or all with `make examples`.
 
-Every network is trained by `VAETrainer` on the same images, its epoch chosen on validation images, and its figures are
-those of test images that had no part in either. The terms of a table:
+All networks are trained by `VAETrainer` on the same images. The best epoch is selected on validation images, and the
+metrics are those of the test images. The columns of the tables:
 
-- neg_elbo, reconstruction, kl: nats per image at β = 1, whatever β was trained with, over all `test_images`;
-- nll: the importance-weighted bound of Burda et al. 2016 with `importance_samples` an image, over `nll_images` of them;
+- neg_elbo, reconstruction, kl: nats per image at β = 1, for any β in training, over all `test_images`;
+- nll: the negative importance-weighted bound (Burda et al. 2016) with `importance_samples` per image, `nll_images`;
 - active_units: latent dimensions whose posterior mean varies by more than 0.01 over the test images;
-- mmd: squared MMD between draws of the aggregate posterior and the prior (`vae.training.objectives.mmd`);
+- mmd: squared MMD between samples of the aggregate posterior and of the prior (`vae.training.objectives.mmd`);
 - seconds: training, without validation.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,14 +48,14 @@ from vae.workflow.stages import RAW, mnist_dir, read_dataset
 
 OUTPUT = Path("results/examples")
 DPI = 110
-COLUMNS = 10  # images a row
-MMD_DRAWS = 2000
+COLUMNS = 10  # images per row
+MMD_SAMPLES = 2000
 PROTOCOL = ["data", "train_images", "test_images", "nll_images", "importance_samples"]  # columns of every table
 
 
 @dataclass(frozen=True)
 class Example:
-    """A study's results: a row for each network (or path), and the pictures by name."""
+    """The results of a study: a table with one row per network (or path), and figures by name."""
 
     table: pd.DataFrame
     figures: dict[str, Figure]
@@ -64,7 +63,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Trained:
-    """A network after its training, its evaluation, and its row of the table."""
+    """A trained network, its evaluation, and its row of the table."""
 
     model: VAE
     trainer: VAETrainer
@@ -73,11 +72,11 @@ class Trained:
 
 
 class VAEExamples:
-    """The five studies, on MNIST: each returns its `Example` and saves it under `output`.
+    """The five studies on MNIST: each returns an `Example` and saves it in `output`.
 
-    `data` are training and test images; without them, they come from MNIST_DIR, the pipeline's download or the mirrors,
-    and where there is no way to any of these from the 5,000 bundled digits. `quick` takes those digits and tiny
-    networks, seconds a study: to look at, not to learn from.
+    `data` are the training and test images. By default they come from MNIST_DIR, the pipeline's download, a mirror, or
+    else the 5,000 bundled digits. `quick` uses the bundled digits and tiny networks: seconds per study, but the results
+    mean little.
     """
 
     def __init__(
@@ -90,20 +89,20 @@ class VAEExamples:
         self.device, self.output = device, Path(output)
         self.scale = QUICK if quick else FULL
         train, test, self.data_name = (*data, "given") if data else _mnist(quick)
-        kept, held = split_validation(train, 0.1)  # shuffled and stratified, so that the first are like all
+        kept, held = split_validation(train, 0.1)  # shuffled and stratified
         self.train, self.validation = _first(kept, self.scale.train_images), _first(held, self.scale.validation_images)
         self.test = test
         self.targets = Split(binarize_once(test.images, "dynamic"), test.labels)
-        # For the NLL, spread over all of them: MNIST's first test images are easier than the rest.
+        # For the NLL, evenly spaced: the first test images of MNIST are easier than the others.
         self.some = slice(None, None, max(1, len(test) // self.scale.nll_images))
 
     def example_1_basic_training(self) -> Example:
-        """One network, twice as long as the others: its curves, figures and pictures."""
+        """One network, trained twice as long as the others: history, metrics and figures."""
         trained = self._trained("basic training", epochs=2 * self.scale.epochs)
         mu, logvar = trained.evaluation.mu, trained.evaluation.logvar
         kl = gaussian_kl(torch.from_numpy(mu), torch.from_numpy(logvar)).mean(0).numpy()
         images, inputs = self.test.images[:COLUMNS], self.targets.images[:COLUMNS]
-        pictures = {
+        plots = {
             "history": trained.trainer.plot_history(),
             "reconstructions": image_grids.reconstructions(
                 to_float(images).numpy(), to_float(inputs).numpy(), _reconstructed(trained.model, inputs).numpy()
@@ -112,13 +111,13 @@ class VAEExamples:
             "latent_space": latents.latent_space(mu, self.test.labels.numpy()),
             "kl_per_dimension": latents.kl_per_dimension(kl, ACTIVE_UNIT_VARIANCE, mu.var(axis=0, ddof=1)),
         }
-        return self._saved("1_basic_training", pd.DataFrame([trained.row]), pictures)
+        return self._saved("1_basic_training", pd.DataFrame([trained.row]), plots)
 
     def example_2_beta_vae_comparison(self) -> Example:
-        """What β trades (Higgins et al. 2017; Alemi et al. 2018, "Fixing a broken ELBO"): rate against distortion.
+        """β trades rate against distortion (Higgins et al. 2017; Alemi et al. 2018, "Fixing a broken ELBO").
 
-        `pixel_entropy` measures blur: the entropy of the reconstructions' pixels, nats per image. That samples get
-        worse again as β falls below 1 is in the NLL, which judges prior and decoder together.
+        `pixel_entropy` measures blur: the entropy of the reconstructed pixels, in nats per image. The NLL, which
+        measures prior and decoder together, shows that samples get worse if β is below 1.
         """
         by_beta = {beta: self._trained(f"β = {beta:g}", beta=beta) for beta in self.scale.betas}
         inputs = self.targets.images[self.some]
@@ -127,15 +126,15 @@ class VAEExamples:
             for beta, trained in by_beta.items()
         )
         models = {f"β = {beta:g}": trained.model for beta, trained in by_beta.items()}
-        pictures = {"rate_distortion": comparisons.rate_distortion(table), **self._galleries(models)}
-        return self._saved("2_beta_vae_comparison", table, pictures)
+        plots = {"rate_distortion": comparisons.rate_distortion(table), **self._galleries(models)}
+        return self._saved("2_beta_vae_comparison", table, plots)
 
     def example_3_latent_space_interpolation(self) -> Example:
-        """From one digit to another along the line and along the great circle, and sums of the digits' mean latents.
+        """Linear and spherical interpolation between digits, and arithmetic with the mean latents of digits.
 
-        The line cuts through the origin's neighbourhood (`shortest_z`, to compare with `ends_z`), where its pixels are
-        undecided: `middle_entropy` against `ends_entropy`. `largest_step` is the largest change between neighbouring
-        images as a multiple of the mean one: 1 is an even walk.
+        The line passes near the origin (compare `shortest_z` with `ends_z`), where pixels are uncertain (compare
+        `middle_entropy` with `ends_entropy`). `largest_step` is the largest change between neighbouring images,
+        divided by the mean change: 1 is an even path.
         """
         trained = self._trained("interpolation")
         model, device = trained.model, trained.trainer.hardware.device
@@ -145,7 +144,7 @@ class VAEExamples:
         loader = DataLoader(TensorDataset(digits, labels[first]), batch_size=len(first))
         inputs = to_float(binarize_once(self.train.images, "dynamic"))
         everything = DataLoader(TensorDataset(inputs, self.train.labels), batch_size=1000)
-        pictures = {
+        plots = {
             "linear": visualize_interpolation(model, loader, device, COLUMNS),
             "spherical": visualize_interpolation(model, loader, device, COLUMNS, spherical=True),
             "arithmetic_8-3+1": visualize_latent_arithmetic(model, everything, device, (8, 3, 1)),
@@ -158,27 +157,27 @@ class VAEExamples:
                 for a, b in zip(range(0, len(first) - 1, 2), range(1, len(first), 2), strict=True)
                 for path in ("linear", "spherical")
             ]
-        return self._saved("3_latent_space_interpolation", pd.DataFrame(rows), pictures)
+        return self._saved("3_latent_space_interpolation", pd.DataFrame(rows), plots)
 
     def example_4_different_latent_dimensions(self) -> Example:
-        """How many latent dimensions pay: −ELBO, NLL and KL level off, and beyond that not all of them are active."""
+        """The number of latent dimensions: −ELBO, NLL and KL level off, and further dimensions are inactive."""
         by_size = {size: self._trained(f"{size} latent", latent_dim=size) for size in self.scale.latent_dims}
         table = pd.DataFrame({"latent_dim": size, **trained.row} for size, trained in by_size.items())
         models = {f"{size} latent": trained.model for size, trained in by_size.items()}
-        pictures = {"active_units": comparisons.latent_dimensions(table), **self._galleries(models)}
+        plots = {"active_units": comparisons.latent_dimensions(table), **self._galleries(models)}
         if 2 in by_size:
             plane = by_size[2]
-            pictures["manifold"] = visualize_latent_manifold(plane.model, plane.trainer.hardware.device)
-            pictures["latent_space_2"] = latents.latent_space(plane.evaluation.mu, self.test.labels.numpy())
-        return self._saved("4_different_latent_dimensions", table, pictures)
+            plots["manifold"] = visualize_latent_manifold(plane.model, plane.trainer.hardware.device)
+            plots["latent_space_2"] = latents.latent_space(plane.evaluation.mu, self.test.labels.numpy())
+        return self._saved("4_different_latent_dimensions", table, plots)
 
     def example_5_advanced_techniques(self) -> Example:
-        """What each technique buys: one change at a time from one baseline, over several seeds.
+        """The effect of common techniques: one change of the baseline at a time, with several seeds.
 
-        `difference` is that of neg_elbo to the baseline with the same seed, `spread` its standard deviation over the
-        seeds. The `verdict` is "within noise" below `noise`, which is three standard errors of the changes' median
-        spread (a single spread of two or three seeds says little), and below its own spread. What the MMD term buys is
-        not in neg_elbo but in `mmd`: an aggregate posterior closer to the prior.
+        `difference` is that of neg_elbo to the baseline with the same seed, `spread` its standard deviation over
+        seeds. The `verdict` is "within noise" if the difference is below `noise`, three standard errors of the median
+        spread (the spread of two or three seeds alone is unreliable), or below its own spread. The MMD term aims at
+        `mmd`, an aggregate posterior closer to the prior, and not at neg_elbo.
         """
         runs, curves = [], []
         for group, changes in techniques(self.scale).items():
@@ -188,20 +187,20 @@ class VAEExamples:
                     runs.append({"group": group, "change": change, "seed": seed, **trained.row})
                     curves.append(trained.trainer.history.assign(group=group, change=change, seed=seed))
         table, each = compared(pd.DataFrame(runs))
-        pictures = {
+        plots = {
             "differences": comparisons.differences(each, table["noise"].iloc[0]),
             "validation_curves": comparisons.validation_curves(pd.concat(curves)),
         }
-        return self._saved("5_advanced_techniques", table, pictures)
+        return self._saved("5_advanced_techniques", table, plots)
 
     def _trained(self, name: str, seed: int = 0, **changes: Any) -> Trained:
-        """Train and evaluate the baseline with `changes`, which are parameters of `ModelParams` and `TrainParams`."""
+        """Train and evaluate the baseline with `changes`, which are fields of `ModelParams` and `TrainParams`."""
         options = baseline(self.scale) | changes
         network = {key: options.pop(key) for key in list(options) if key in ModelParams.model_fields}
         epochs = options.pop("epochs")
         model = VAE.from_params(ModelParams(**network), seed)
         model.initialize_from_data(self.train.images)
-        # Compiling takes longer than trainings as short as these.
+        # Compilation takes longer than these short trainings.
         trainer = VAETrainer(model, self.device, seed=seed, compile=False, **options)
         history = trainer.train(self.train, self.validation, epochs, progress=False)
         evaluation, row = self._evaluated(model, trainer.hardware.device)
@@ -218,7 +217,7 @@ class VAEExamples:
         part = evaluate(model, targets.images[self.some], targets.labels[self.some], samples).metrics()
         metrics = whole.metrics()
         generator = torch.Generator().manual_seed(0)
-        step = max(1, len(targets) // MMD_DRAWS)  # spread, too: the first images are not distributed like all
+        step = max(1, len(targets) // MMD_SAMPLES)  # evenly spaced, as for the NLL
         mu, logvar = (torch.from_numpy(values[::step]) for values in (whole.mu, whole.logvar))
         noise, prior = (torch.randn(mu.shape, generator=generator) for _ in range(2))
         return whole, {
@@ -231,7 +230,7 @@ class VAEExamples:
         }
 
     def _galleries(self, models: dict[str, VAE]) -> dict[str, Figure]:
-        """The same test images and the same draws of the prior (as far as sizes let them be), a row a model."""
+        """Reconstructions of the same test images, and samples from the same seed, one row per model."""
         inputs = self.targets.images[:COLUMNS]
         reconstructions = torch.cat([to_float(inputs), *(_reconstructed(model, inputs) for model in models.values())])
         samples = torch.cat([_sampled(model, COLUMNS) for model in models.values()])
@@ -241,20 +240,20 @@ class VAEExamples:
             "samples": image_grids.image_rows(samples.numpy(), list(models), "Samples from the prior, z ~ N(0, I)"),
         }
 
-    def _saved(self, name: str, table: pd.DataFrame, pictures: dict[str, Figure]) -> Example:
+    def _saved(self, name: str, table: pd.DataFrame, plots: dict[str, Figure]) -> Example:
         nll_images, samples = len(self.targets.labels[self.some]), self.scale.importance_samples
         protocol: list[Any] = [self.data_name, len(self.train), len(self.test), nll_images, samples]
         for column, value in zip(PROTOCOL, protocol, strict=True):
             table[column] = value
         folder = self.output / name
         write_atomically(folder / "table.csv", table.to_csv(index=False, float_format="%.6g"))
-        for picture, figure in pictures.items():
-            save(figure, folder / f"{picture}.png", DPI)
-        return Example(table, pictures)
+        for plot, figure in plots.items():
+            save(figure, folder / f"{plot}.png", DPI)
+        return Example(table, plots)
 
 
 def _walk(model: VAE, start: Tensor, end: Tensor, spherical: bool) -> dict[str, float]:
-    """What can be measured of a path between two latents [L]: its distance from the origin, its images."""
+    """Measures of the path between two latents [L]: its distance from the origin, and its images."""
     weight = torch.linspace(0, 1, COLUMNS + 1, device=start.device)[:, None]  # an odd number has a middle
     points = slerp(start, end, weight) if spherical else torch.lerp(start, end, weight)
     images = model.images(points)
@@ -269,8 +268,7 @@ def _walk(model: VAE, start: Tensor, end: Tensor, spherical: bool) -> dict[str, 
 
 
 def _pixel_entropy(images: Tensor) -> float:
-    """Entropy of the pixels' Bernoulli distributions [N, D], summed over pixels: nats per image. Grey costs, black
-    and white don't."""
+    """Mean entropy of Bernoulli pixels with these probabilities [N, D], in nats per image: high for grey pixels."""
     entropy: Tensor = Bernoulli(probs=images).entropy()
     return entropy.sum(1).mean().item()
 
@@ -281,7 +279,7 @@ def _reconstructed(model: VAE, images: Tensor) -> Tensor:
 
 
 def _sampled(model: VAE, n: int) -> Tensor:
-    """`n` images from the same draws each time, on the CPU."""
+    """`n` samples with a fixed seed, on the CPU."""
     device = model.output_bias.device
     return model.sample(n, torch.Generator(device).manual_seed(0)).cpu()
 
@@ -291,7 +289,7 @@ def _first(split: Split, n: int) -> Split:
 
 
 def _mnist(quick: bool) -> tuple[Split, Split, str]:
-    """Training and test images and the data set's name, verified; they leave no files behind."""
+    """Verified training and test images, and the name of the data set; leaves no files behind."""
     with TemporaryDirectory() as folder:
         params = DataParams(source="bundled" if quick else "auto")
         record = fetch(params, mnist_dir() or _downloaded(), Path(folder), None)
@@ -299,7 +297,7 @@ def _mnist(quick: bool) -> tuple[Split, Split, str]:
 
 
 def _downloaded() -> Path | None:
-    """The folder of the pipeline's download, where that is the real MNIST."""
+    """The folder of the pipeline's download, if that is the full MNIST."""
     try:
         is_mnist = read_dataset()["name"] == "MNIST"
     except DataError:
@@ -317,16 +315,16 @@ EXAMPLES = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the chosen studies, all without a choice, and print their tables."""
+    """Run the chosen studies (by default all) and print their tables."""
     parser = ArgumentParser((__doc__ or "").splitlines()[0])
-    parser.add_argument("numbers", nargs="*", metavar="1-5", help="which studies to run: all without one")
-    parser.add_argument("--quick", action="store_true", help="bundled digits and tiny networks: seconds a study")
+    parser.add_argument("numbers", nargs="*", metavar="1-5", help="studies to run [default: all]")
+    parser.add_argument("--quick", action="store_true", help="bundled digits and tiny networks: seconds per study")
     parser.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:1 | mps")
-    parser.add_argument("--output", default=OUTPUT, type=Path, metavar="DIR", help=f"where to save: {OUTPUT}")
+    parser.add_argument("--output", default=OUTPUT, type=Path, metavar="DIR", help=f"output folder [default: {OUTPUT}]")
     chosen = parser.parse_args(arguments)
     wrong = [number for number in chosen.numbers if number not in EXAMPLES]
     if wrong:
-        sys.exit(f"error: there is no example {', '.join(wrong)}: allowed are {', '.join(EXAMPLES)}")
+        parser.error(f"unknown example {', '.join(wrong)}, allowed are {', '.join(EXAMPLES)}")
     with errors_in_one_line("the finished examples are saved"):
         examples = VAEExamples(chosen.device, chosen.quick, chosen.output)
         for number in chosen.numbers or EXAMPLES:

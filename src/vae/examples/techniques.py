@@ -1,4 +1,4 @@
-"""What the examples compare: how large they are, the network they start from, the changes to it, and their verdict."""
+"""Sizes of the studies, their baseline, the techniques that study 5 compares, and the verdict on each."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-NOISE_FACTOR = 3.0  # standard errors that a difference must exceed: of some fifteen, one exceeds two by chance
+NOISE_FACTOR = 3.0  # standard errors that a difference must exceed: among 15 differences, one exceeds two by chance
 BASELINE = "baseline"
 
 Changes = dict[str, Any]
@@ -14,7 +14,7 @@ Changes = dict[str, Any]
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of everything a study takes. `width` is that of the two hidden layers of the network to start from."""
+    """The size of a study. `width` is that of the two hidden layers of the baseline."""
 
     train_images: int = 20_000
     validation_images: int = 2_000
@@ -44,13 +44,13 @@ QUICK = Scale(
 
 
 def baseline(scale: Scale) -> Changes:
-    """The network and training that every study starts from."""
-    network = {"hidden_dims": (scale.width, scale.width), "latent_dim": 20}
-    return {**network, "epochs": scale.epochs, "batch_size": scale.batch_size, "learning_rate": 3e-3, "beta": 1.0}
+    """The baseline of all studies, where it differs from the defaults of `ModelParams` and `TrainParams`."""
+    network = {"hidden_dims": (scale.width, scale.width), "latent_dim": 20, "prior": "standard"}
+    return {**network, "epochs": scale.epochs, "batch_size": scale.batch_size, "lr_schedule": "constant"}
 
 
 def techniques(scale: Scale) -> dict[str, dict[str, Changes]]:
-    """The changes to compare, by group, as parameters of `ModelParams` and `TrainParams`; the baseline comes first."""
+    """The changes to compare, by group, as fields of `ModelParams` and `TrainParams`; the baseline comes first."""
     width = scale.width
     return {
         BASELINE: {BASELINE: {}},
@@ -76,14 +76,14 @@ def techniques(scale: Scale) -> dict[str, dict[str, Changes]]:
 
 
 def compared(runs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The table of example 5, a row a change, and the runs with their differences to the baseline."""
+    """The table of study 5, one row per change, and the runs with their differences to the baseline."""
     baseline = runs[runs["change"] == BASELINE].set_index("seed")["neg_elbo"]
     runs = runs.assign(difference=runs["neg_elbo"] - runs["seed"].map(baseline))
     groups = runs.drop(columns="seed").groupby(["group", "change"], sort=False)
     table = groups.mean()
     table.insert(1, "difference", table.pop("difference"))
     table.insert(2, "spread", groups["difference"].std())
-    # The median: one change with which training fails for some seeds shouldn't hide what all others buy.
+    # The median, so that one change with which training fails for some seeds does not hide the effect of the others.
     noise = NOISE_FACTOR * table["spread"].drop(BASELINE).median() / np.sqrt(runs["seed"].nunique())
     bound = table["spread"].clip(lower=noise)
     verdicts = np.select(

@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from vae.config import load_params
-from vae.errors import VAEError
+from vae.errors import VAEError, hide_passwords, one_line
 
 DEBUG = "VAE_DEBUG"  # an environment variable, so that child processes inherit it
 INTERRUPTED = "`dvc repro` runs this stage again"
@@ -56,17 +56,27 @@ def errors_in_one_line(interrupted: str) -> Iterator[None]:
         sys.stdout.reconfigure(errors="replace")  # a terminal in latin-1 has no minus sign
     try:
         yield
-    except (VAEError, OSError) as error:
-        if os.environ.get(DEBUG):
+    except (VAEError, OSError, ModuleNotFoundError, MemoryError, RuntimeError) as error:
+        message = _message(error)
+        if os.environ.get(DEBUG) or not message:
             raise
-        sys.exit(f"error: {' '.join(str(error).splitlines())}")
-    except ModuleNotFoundError as error:
-        if os.environ.get(DEBUG) or (error.name or "vae").startswith("vae"):
-            raise
-        sys.exit(f"error: {error.name} is not installed: pip install 'vae-mnist-pipeline[pipeline]'")
+        sys.exit(f"error: {message}")
     except KeyboardInterrupt as interruption:
         print(f"interrupted: {interruption if interruption.args else interrupted}", file=sys.stderr)
         sys.exit(130)
+
+
+def _message(error: BaseException) -> str | None:
+    """The line for a user error; None for a defect, which keeps its traceback."""
+    if isinstance(error, VAEError | OSError):
+        return hide_passwords(" ".join(str(error).splitlines()))
+    if isinstance(error, ModuleNotFoundError):
+        own = (error.name or "vae").startswith("vae")
+        return None if own else f"{error.name} is not installed: pip install 'vae-mnist-pipeline[pipeline]'"
+    # PyTorch raises a plain RuntimeError where the CPU's memory doesn't suffice.
+    if isinstance(error, MemoryError) or "memory" in str(error):
+        return f"out of memory, try a smaller model, batch_size or chunk_size: {one_line(error)}"
+    return None
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -79,7 +89,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with 2."""
-        self.exit(2, f"error: {message} ({self.prog} --help lists the flags)\n")
+        self.exit(2, f"error: {hide_passwords(message)} ({self.prog} --help lists the flags)\n")
 
 
 class _Debug(argparse.Action):

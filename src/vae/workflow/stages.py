@@ -1,6 +1,5 @@
 """What the pipeline's stages share: the paths of their files, and how they read and write them."""
 
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -13,7 +12,7 @@ from vae.config import DataParams, Params
 from vae.data.download import IMAGE_SHAPE, class_names, fetch
 from vae.device import Hardware
 from vae.errors import DataError, WeightsError
-from vae.files import project_root, sha256, write_json
+from vae.files import fingerprint, project_root, sha256, write_json
 from vae.models.vae import VAE
 
 RAW = Path("data/raw")
@@ -55,9 +54,9 @@ def read_dataset(path: Path = DATASET) -> dict[str, Any]:
 
 
 def checkpoint_folder(stage: str, params: Params, hardware: Hardware) -> Path:
-    """Where a stage keeps what it needs to go on: one folder for the parameters, data and code that dvc.yaml lists.
+    """The folder of a stage's checkpoints: one for each combination of the parameters and deps that dvc.yaml lists.
 
-    In the project's folder, also under `dvc exp run --temp`, whose own folder doesn't outlive an interruption.
+    It is in the project's root, also under `dvc exp run --temp`, which deletes its own folder after an interruption.
     """
     declared = YAML(typ="safe").load(Path("dvc.yaml"))["stages"][stage]
     values = {
@@ -65,24 +64,17 @@ def checkpoint_folder(stage: str, params: Params, hardware: Hardware) -> Path:
         for name, value in params.flat().items()
         if any(name == listed or name.startswith(f"{listed}.") for listed in declared["params"])
     }
-    files = {
-        str(file): sha256(file)
-        for path in map(Path, declared["deps"])
-        for file in (sorted(path.rglob("*")) if path.is_dir() else [path])
-        if file.is_file()
-    }
-    # Not the number of threads: a training that goes on with another one is as good, if not the same to the last bit.
-    facts = [values, files, torch.__version__, hardware.device.type, hardware.precision, hardware.compile]
-    fingerprint = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-    return project_root() / ".ckpt" / stage / fingerprint
+    # Not the number of threads: resumed with another one, a training is as good, but differs in the last bits.
+    values |= {"torch": torch.__version__, "device": hardware.device.type, "precision": hardware.precision}
+    values |= {"compile": hardware.compile}
+    return project_root() / ".ckpt" / stage / fingerprint(values, declared["deps"])
 
 
 def load_model(params: Params, device: Any) -> VAE:
-    """The trained model. Raises WeightsError where it isn't what the training wrote, or what params.yaml describes."""
+    """The trained model. Raises WeightsError where train.json or params.yaml describe another one."""
     model = VAE.load(MODEL, device)
-    recorded = _read_run().get("weights_sha256")
-    if recorded and recorded != sha256(MODEL):
-        raise WeightsError(f"{MODEL} is damaged, or not of the training in {RUN}: `dvc checkout` brings it back")
+    if _read_json(METRICS / "train.json").get("weights_sha256", sha256(MODEL)) != sha256(MODEL):
+        raise WeightsError(f"{MODEL} is damaged or from another training than {METRICS}: `dvc checkout` restores it")
     theirs, ours = model.params.model_dump(), params.model.model_dump()
     different = [f"{key}: {value} (params: {ours[key]})" for key, value in theirs.items() if value != ours[key]]
     if different:
@@ -91,19 +83,23 @@ def load_model(params: Params, device: Any) -> VAE:
 
 
 def write_run(experiment: str, run_id: str) -> None:
-    """Record the MLflow run that trained the model, and which weights are its."""
+    """Record the MLflow run that trained the model, together with the checksum of the model's weights."""
     write_json(RUN, {"experiment": experiment, "run_id": run_id, "weights_sha256": sha256(MODEL)})
 
 
 def read_run_id() -> str | None:
-    """The MLflow run that trained the model; None where that isn't known."""
-    run_id = _read_run().get("run_id")
-    return str(run_id) if run_id else None
+    """The MLflow run in models/run.json; None unless that run trained the weights in models/vae.safetensors.
+
+    The weights come from DVC's cache after `dvc checkout`, `dvc exp apply` or a restored run, models/run.json doesn't.
+    """
+    run = _read_json(RUN)
+    return str(run["run_id"]) if "run_id" in run and run.get("weights_sha256") == sha256(MODEL) else None
 
 
-def _read_run() -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; an empty one where the file can't be read."""
     try:
-        content = json.loads(RUN.read_text())
+        content = json.loads(path.read_text())
         return content if isinstance(content, dict) else {}
     except (OSError, ValueError):
         return {}

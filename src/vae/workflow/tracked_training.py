@@ -14,23 +14,28 @@ from vae.checkpoints import Checkpoints
 from vae.config import Params
 from vae.data.datasets import load, split_validation
 from vae.device import Hardware, resolve
-from vae.files import sha256, write_atomically
+from vae.files import sha256, write_atomically, write_json
 from vae.models.vae import VAE
 from vae.tracking import store as tracking
 from vae.tracking.run import Run
 from vae.training.loop import Fitted, Record, fit
 
 RUN_ID = "run_id"  # the file with it, beside the checkpoints
+WALL_TIMES = ("train/seconds", "train/images_per_second", "val/seconds")  # of an epoch's record
 
 
 @dataclass(frozen=True)
 class Training:
-    """A finished training: the model has its best epoch's weights, `summary` is flat, the run is open in MLflow."""
+    """A finished training: the model has its best epoch's weights, and the run is still open in MLflow.
+
+    `summary` is flat and holds no wall time: the same training gives the same summary.
+    """
 
     model: VAE
     hardware: Hardware
     fitted: Fitted
     summary: dict[str, Any]
+    seconds: float
     run: Run
 
 
@@ -47,6 +52,8 @@ def tracked_training(
     checkpoints: Path | None = None,
 ) -> Iterator[Training]:
     """Train on the images in `raw`, which `dataset` records, writing the best `weights` and the `history` each epoch.
+
+    Wall times are in `timing.json` beside the history.
 
     Its run in MLflow's `experiment` is open until the block ends, so that what is logged there belongs to it. With a
     folder for `checkpoints`, an interrupted training goes on, in the same run, where it was stopped; the folder is
@@ -105,8 +112,9 @@ def tracked_training(
         _write_history(history, fitted.history)
         summary = _summary(model, fitted)
         print(f"best epoch {fitted.best_epoch}: validation −ELBO {fitted.best['val/neg_elbo']:.2f} nats per image")
-        yield Training(model, hardware, fitted, summary, run)
-        tracking.log_training(run, summary, sha256(weights), [weights, history])
+        seconds = _seconds(fitted.history)
+        yield Training(model, hardware, fitted, summary, seconds, run)
+        tracking.log_training(run, summary | {"seconds": seconds}, sha256(weights), [weights, history])
         if kept:
             kept.delete()
 
@@ -130,14 +138,20 @@ def _summary(model: VAE, fitted: Fitted) -> dict[str, Any]:
     return {
         "best_epoch": fitted.best_epoch,
         "epochs": len(fitted.history),
-        **{key: value for key, value in fitted.best.items() if key.startswith("val/")},
+        **{key: value for key, value in fitted.best.items() if key.startswith("val/") and key not in WALL_TIMES},
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "seconds": round(sum(record["train/seconds"] + record["val/seconds"] for record in fitted.history), 2),
     }
 
 
+def _seconds(records: list[Record]) -> float:
+    return round(sum(record["train/seconds"] + record["val/seconds"] for record in records), 2)
+
+
 def _write_history(path: Path, records: list[Record]) -> None:
-    write_atomically(path, pd.DataFrame(records).to_csv(index=False))
+    """Write metrics, which are functions of the inputs, to `path`, and wall times to `timing.json` beside it."""
+    write_atomically(path, pd.DataFrame(records).drop(columns=[*WALL_TIMES]).to_csv(index=False))
+    epochs = [{name: record[name] for name in ("epoch", *WALL_TIMES)} for record in records]
+    write_json(path.with_name("timing.json"), {"seconds": _seconds(records), "epochs": epochs})
 
 
 def _earlier_run(kept: Checkpoints | None) -> str | None:

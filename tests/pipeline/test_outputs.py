@@ -1,0 +1,150 @@
+"""The outputs of one `dvc repro`."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from ruamel.yaml import YAML
+from safetensors.torch import load_file
+
+from vae.files import sha256
+from vae.tracking.store import mlflow
+
+MODEL = "models/vae.safetensors"
+FIGURES = {
+    *("training_history", "reconstructions", "generated_samples", "latent_space", "interpolation"),
+    *("latent_traversals", "latent_manifold", "kl_per_dimension"),
+}
+PROTOCOL = {
+    **{"importance_samples": 8, "precision": "fp32", "binarization": "dynamic"},
+    **{"dataset": "MNIST-bundled-5000", "split": "test", "seed": 0},
+}
+WALL_TIMES = {"train/seconds", "train/images_per_second", "val/seconds"}
+
+
+def read_json(path):
+    return json.loads(path.read_text())
+
+
+@pytest.fixture(scope="module")
+def metrics(reproduced):
+    return read_json(reproduced / "metrics/evaluate.json")
+
+
+def test_every_declared_output_is_written_and_nothing_else_is_tracked(reproduced):
+    stages = YAML(typ="safe").load(reproduced / "dvc.yaml")["stages"].values()
+    entries = [entry for kind in ("outs", "metrics", "plots") for stage in stages for entry in stage.get(kind, [])]
+    declared = {entry if isinstance(entry, str) else next(iter(entry)) for entry in entries}
+    assert {MODEL, "metrics/test_nll.npz"} <= declared
+    assert [path for path in declared if not (reproduced / path).exists()] == []
+    lock = YAML(typ="safe").load(reproduced / "dvc.lock")
+    assert {out["path"] for entry in lock["stages"].values() for out in entry["outs"]} == declared
+    written = {str(path.relative_to(reproduced.root)) for path in reproduced.outputs()}
+    others = {path for path in written if not any(path == out or path.startswith(f"{out}/") for out in declared)}
+    beside = {"models/run.json", "metrics/timing.json"}
+    assert {path for path in others if ".gitignore" not in path} == beside
+    for path in beside:
+        assert "ignore" in reproduced.dvc("check-ignore", "--details", path)
+
+
+def test_git_tracks_metrics_and_figures_and_dvc_the_rest(reproduced):
+    tracked = set(reproduced.run("git", "ls-files").splitlines())
+    assert {"dvc.lock", "metrics/evaluate.json", "metrics/history.csv", "figures/latent_space.png"} <= tracked
+    untracked = {MODEL, "models/run.json", "metrics/timing.json", "metrics/latents.npz", "mlruns/mlflow.db"}
+    assert tracked.isdisjoint({*untracked, "data/raw/train-images-idx3-ubyte.gz"})
+    assert reproduced.run("git", "status", "--porcelain") == ""
+
+
+def test_the_test_metrics_are_consistent_and_name_their_protocol(reproduced, metrics):
+    assert list(metrics) == [
+        *("reconstruction", "kl", "elbo", "nll", "nll_standard_error", "nll_sampling_error", "elbo_gap"),
+        *("active_units", "collapsed_units", "n_test"),
+        *("mutual_information", "aggregate_kl", "total_correlation"),
+        *("linear_probe_accuracy", "linear_probe_images", "classifier_accuracy", "classifier_images"),
+        *("sample_frechet_distance", "train_frechet_distance", "sample_confidence", "sample_label_entropy"),
+        *(*PROTOCOL, "weights_sha256"),
+    ]
+    assert math.isclose(metrics["elbo"], -(metrics["reconstruction"] + metrics["kl"]), rel_tol=1e-9)
+    assert 50 < metrics["nll"] < metrics["reconstruction"] + metrics["kl"] + 0.1 < 300
+    assert metrics["active_units"] in (0, 1, 2)
+    assert metrics["n_test"] == 1000
+    assert {name: metrics[name] for name in PROTOCOL} == PROTOCOL
+    assert metrics["weights_sha256"] == sha256(reproduced / MODEL)
+    assert (metrics["linear_probe_images"], metrics["classifier_images"]) == (4000, 3000)
+    assert metrics["elbo_gap"] == pytest.approx(-metrics["elbo"] - metrics["nll"])
+    assert 0 < metrics["nll_sampling_error"] < metrics["nll_standard_error"] < 5
+    assert metrics["mutual_information"] + metrics["aggregate_kl"] == pytest.approx(metrics["kl"], abs=0.5)
+    assert 0 < metrics["mutual_information"] <= math.log(1000)
+    assert 0.2 < metrics["linear_probe_accuracy"] < 1
+    assert 0.85 < metrics["classifier_accuracy"] < 1
+    assert metrics["sample_frechet_distance"] > metrics["train_frechet_distance"]
+
+
+def test_per_image_bounds_have_the_protocol_and_average_to_the_metrics(reproduced, metrics):
+    with np.load(reproduced / "metrics/test_nll.npz") as file, np.load(reproduced / "metrics/latents.npz") as latents:
+        images = dict(file)
+        np.testing.assert_array_equal(images["labels"], latents["labels"])
+    assert images.keys() == {"neg_elbo", "nll", "labels", *PROTOCOL, "weights_sha256"}
+    assert {name: images[name].item() for name in PROTOCOL} == PROTOCOL
+    assert images["weights_sha256"].item() == metrics["weights_sha256"]
+    assert images["neg_elbo"].shape == images["nll"].shape == (1000,)
+    assert images["nll"].mean() == pytest.approx(metrics["nll"], rel=1e-12)
+    assert images["neg_elbo"].mean() == pytest.approx(-metrics["elbo"], rel=1e-12)
+    assert images["nll"].std(ddof=1) / math.sqrt(1000) == pytest.approx(metrics["nll_standard_error"], rel=1e-9)
+
+
+def test_the_table_by_class_averages_to_the_metrics(reproduced, metrics):
+    table = pd.read_csv(reproduced / "metrics/per_class.csv")
+    assert list(table["class"]) == list(range(10))
+    assert table["images"].sum() == 1000
+    for name in ("reconstruction", "kl", "elbo", "nll"):
+        assert np.average(table[name], weights=table["images"]) == pytest.approx(metrics[name], abs=1e-3)
+
+
+def test_the_history_has_one_row_per_epoch_and_wall_times_are_beside_it(reproduced):
+    history = pd.read_csv(reproduced / "metrics/history.csv")
+    summary, timing = (read_json(reproduced / f"metrics/{name}.json") for name in ("train", "timing"))
+    assert list(history["epoch"]) == [1, 2]
+    assert history["val/neg_elbo"][1] < history["val/neg_elbo"][0]
+    assert (summary["epochs"], summary["best_epoch"]) == (2, 2)
+    assert summary["val/neg_elbo"] == pytest.approx(history["val/neg_elbo"][1])
+    assert summary["parameters"] == sum(weights.numel() for weights in load_file(reproduced / MODEL).values())
+    assert summary["weights_sha256"] == sha256(reproduced / MODEL)
+    assert not [name for name in (*history, *summary) if "second" in name]
+    assert [row.keys() for row in timing["epochs"]] == [{"epoch", *WALL_TIMES}] * 2
+    assert timing["seconds"] > 0
+
+
+def test_the_figures_are_images_and_a_two_dimensional_latent_space_has_its_manifold(reproduced):
+    files = {path.stem: path for path in (reproduced / "figures").iterdir()}
+    assert files.keys() == FIGURES
+    for path in files.values():
+        assert path.suffix == ".png"
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("L"))
+        assert min(pixels.shape) > 50
+        assert pixels.std() > 5
+
+
+def test_mlflow_has_one_run_with_everything(reproduced, metrics, runs_of):
+    (run,) = runs_of(reproduced)
+    client = mlflow.MlflowClient(reproduced.store)
+    assert run.info.status == "FINISHED"
+    assert run.info.run_id == read_json(reproduced / "models/run.json")["run_id"]
+    params = {"train.epochs": "2", "model.hidden_dims": "[32]", "data.source": "bundled", "render.dpi": "40"}
+    assert {name: run.data.params[name] for name in params} == params
+    for name in ("train/neg_elbo", "train/kl", "val/neg_elbo", "val/reconstruction", *WALL_TIMES):
+        assert [point.step for point in client.get_metric_history(run.info.run_id, name)] == [1, 2]
+    assert run.data.metrics["summary/seconds"] > 0
+    tests = {name: value for name, value in metrics.items() if name not in (*PROTOCOL, "weights_sha256")}
+    logged = {name.removeprefix("test/"): run.data.metrics[name] for name in run.data.metrics if "test/" in name}
+    assert logged == tests
+    assert {Path(file.path).stem for file in client.list_artifacts(run.info.run_id, "figures")} == FIGURES
+    artifacts = {file.path for file in client.list_artifacts(run.info.run_id)}
+    assert {"vae.safetensors", "history.csv", "per_class.csv"} <= artifacts
+    assert run.inputs.dataset_inputs[0].dataset.name == "MNIST-bundled-5000"
+    assert run.data.tags["model.sha256"] == sha256(reproduced / MODEL)

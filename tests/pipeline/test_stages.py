@@ -1,0 +1,312 @@
+"""Stages one by one: what they refuse, what they repair, and which MLflow run they add to."""
+
+import json
+import pickle
+import shutil
+import socket
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from unittest.mock import Mock
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from support import ENVIRONMENT
+from vae.config import load_params
+from vae.data.binarization import binarize_once
+from vae.data.datasets import load, split_validation
+from vae.device import resolve
+from vae.evaluation import likelihood
+from vae.files import sha256
+from vae.models.vae import VAE
+from vae.tracking import store as tracking
+from vae.tracking.store import mlflow
+from vae.training.loop import validate
+
+MODEL = "models/vae.safetensors"
+TRAIN_IMAGES = "data/raw/train-images-idx3-ubyte.gz"
+TEST_LABELS = "data/raw/t10k-labels-idx1-ubyte.gz"
+RECORD = "data/dataset.json"
+LATENTS, HISTORY = "metrics/latents.npz", "metrics/history.csv"
+
+
+def written(project):
+    """When each output was written."""
+    return {path: path.stat().st_mtime_ns for path in project.outputs()}
+
+
+# What is refused
+
+
+def flip(position):
+    def damage(path):
+        content = bytearray(path.read_bytes())
+        content[position if position < 0 else len(content) // 2] ^= 1
+        path.write_bytes(content)
+
+    return damage
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def replaced_by(content):
+    return lambda path: path.write_bytes(content)
+
+
+def with_line(old, new):
+    return lambda path: path.write_text(path.read_text().replace(old, new, 1))
+
+
+LAST_TENSOR = -5  # a bit that the format itself doesn't check
+DAMAGES = {
+    "model, missing": ("evaluate render", MODEL, Path.unlink, [MODEL]),
+    "model, truncated": ("evaluate render", MODEL, truncate, [MODEL]),
+    "model, a bit": ("evaluate render", MODEL, flip(LAST_TENSOR), [MODEL, "dvc checkout"]),
+    "images, missing": ("train", TRAIN_IMAGES, Path.unlink, [TRAIN_IMAGES]),
+    "images, a bit": ("train", TRAIN_IMAGES, flip(0), [TRAIN_IMAGES]),
+    "labels, missing": ("evaluate render", TEST_LABELS, Path.unlink, [TEST_LABELS]),
+    "labels, a bit": ("evaluate render", TEST_LABELS, flip(0), [TEST_LABELS]),
+    "record, missing": ("train evaluate", RECORD, Path.unlink, [RECORD, "dvc repro -f download"]),
+    "record, empty": ("train evaluate", RECORD, truncate, [RECORD, "dvc repro -f download"]),
+    "latents, missing": ("render", LATENTS, Path.unlink, [LATENTS, "dvc repro"]),
+    "latents, empty": ("render", LATENTS, replaced_by(b""), [LATENTS, "dvc repro"]),
+    "latents, garbage": ("render", LATENTS, replaced_by(b"\x80" * 1000), [LATENTS, "dvc repro"]),
+    "latents, a bit": ("render", LATENTS, flip(0), [LATENTS, "dvc repro"]),
+    "latents, truncated": ("render", LATENTS, truncate, [LATENTS, "dvc repro"]),
+    "history, missing": ("render", HISTORY, Path.unlink, [HISTORY, "dvc repro"]),
+    "history, garbage": ("render", HISTORY, replaced_by(b"\x80" * 1000), [HISTORY, "dvc repro"]),
+    "history, words": ("render", HISTORY, replaced_by(b"epoch,train/loss\n1,two\n"), [HISTORY, "dvc repro"]),
+    "history, other columns": ("render", HISTORY, replaced_by(b"a,b\n1,2,3\n"), [HISTORY, "dvc repro"]),
+    "params, out of range": (
+        "download train evaluate render",
+        "params.yaml",
+        with_line("beta: 1.0", "beta: -1"),
+        ["params.yaml", "train.beta is -1"],
+    ),
+    "params, of another model": (
+        "evaluate render",
+        "params.yaml",
+        with_line("latent_dim: 2", "latent_dim: 3"),
+        [MODEL, "latent_dim: 2 (params: 3)", "dvc repro"],
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def damageable(reproduced, tmp_path_factory):
+    return reproduced.copy(tmp_path_factory.mktemp("damaged") / "project")
+
+
+@contextmanager
+def damaged(project, file, damage):
+    """The project with one damaged file, in which nothing else may be written."""
+    path = project / file
+    content = path.read_bytes()
+    damage(path)
+    before = written(project)
+    yield
+    assert written(project) == before
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("case", DAMAGES)
+def test_a_damaged_file_is_named_and_nothing_is_written(stage_in, damageable, case):
+    stages, file, damage, words = DAMAGES[case]
+    with damaged(damageable, file, damage):
+        for name in stages.split():
+            stage_in(damageable, name).fails_with(*words)
+
+
+class Payload:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("dump", [pickle.dump, torch.save], ids=["pickle", "torch"])
+def test_a_pickle_in_place_of_the_model_is_refused_and_not_executed(stage_in, damageable, tmp_path, dump):
+    proof = tmp_path / "executed"
+
+    def write(path):
+        with path.open("wb") as file:
+            dump(Payload(proof), file)
+
+    with damaged(damageable, MODEL, write):
+        stage_in(damageable, "evaluate").fails_with(MODEL)
+    assert not proof.exists()
+    pickle.loads(pickle.dumps(Payload(proof)))
+    assert proof.exists()  # the payload works
+
+
+def test_an_unreachable_tracking_server_is_refused_before_anything_is_written(stage_in, damageable, monkeypatch):
+    before = written(damageable)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        uri = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        for name in ("train", "evaluate", "render"):
+            stage_in(damageable, name).fails_with("MLFLOW_TRACKING_URI", uri)
+    assert written(damageable) == before
+
+
+# Training
+
+
+def test_another_seed_gives_other_weights(stage, project, reproduced):
+    stage("train", "--epochs=1").succeeds()
+    project.set({"seed": 1})
+    first = sha256(project / MODEL)
+    stage("train", "--epochs=1").succeeds()
+    assert first != sha256(project / MODEL)
+
+
+def test_flags_override_params_for_one_training(stage, project, runs_of):
+    stage("train", "--batch-size", "64", "--latent_dim=3", "--epochs=1").succeeds()
+    run, _ = runs_of(project)
+    given = {"train.batch_size": "64", "model.latent_dim": "3", "train.epochs": "1", "train.beta": "1.0"}
+    assert {name: run.data.params[name] for name in given} == given
+    assert VAE.load(project / MODEL).params.latent_dim == 3
+    assert len(pd.read_csv(project / HISTORY)) == 1
+
+
+def test_the_saved_weights_are_those_of_the_best_epoch_not_the_last(stage, project):
+    rising = {"beta": 400, "kl_warmup_epochs": 100, "epochs": 6}  # from 4 to 24: the latent space collapses
+    settings = {**rising, "batch_size": 128, "learning_rate": 1e-2, "lr_schedule": "constant"}
+    project.set({f"train.{name}": value for name, value in settings.items()})
+    stage("train").succeeds()
+    curve = pd.read_csv(project / HISTORY)["val/neg_elbo"]
+    assert curve.iloc[-1] > curve.min() + 5
+    params = load_params(project / "params.yaml")
+    _, validation = split_validation(load(project / "data/raw", "train"), params.data.validation_size)
+    targets = binarize_once(validation.images, params.data.binarization)
+    again = validate(VAE.load(project / MODEL), targets, resolve(params.train))
+    assert again["neg_elbo"] == pytest.approx(curve.min(), abs=1e-3)
+
+
+def test_a_diverging_training_names_the_step_and_leaves_the_earlier_model(stage, project, runs_of):
+    before = written(project)
+    stage("train", "--learning_rate=1e30").fails_with("diverged", "epoch 1, step ", "train.learning_rate")
+    assert written(project) == before
+    assert runs_of(project)[0].info.status == "FAILED"
+
+
+def test_a_training_that_diverges_late_keeps_its_best_weights(stage, project):
+    project.set({"train.lr_schedule": "one_cycle"})
+    stage("train", "--learning_rate=1e4", "--epochs=6").fails_with("diverged")
+    history = pd.read_csv(project / HISTORY)
+    assert 1 <= len(history) < 6
+    assert all(weights.isfinite().all() for weights in load_file(project / MODEL).values())
+
+
+# What is repaired, and which run is added to
+
+
+def test_download_repairs_damaged_files(stage, project):
+    before = project.outputs()
+    flip(0)(project / TRAIN_IMAGES)
+    (project / TEST_LABELS).unlink()
+    stage("download").succeeds()
+    assert project.outputs() == before
+
+
+def test_the_checkpoints_of_an_evaluation_stay_until_everything_is_written(stage, project, monkeypatch):
+    monkeypatch.setattr(likelihood, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    with monkeypatch.context() as interrupted:  # Ctrl-C while the metrics are sent to MLflow
+        interrupted.setattr(tracking, "resume", Mock(side_effect=KeyboardInterrupt))
+        assert stage("evaluate").code == 130
+    (folder,) = (project / ".ckpt/evaluate").iterdir()
+    before = project.outputs()
+    monkeypatch.setattr(likelihood, "_evaluate_batch", None)  # all batches come from the checkpoints
+    stage("evaluate").succeeds()
+    assert project.outputs() == before
+    assert not folder.exists()
+
+
+def test_a_stage_adds_to_the_run_of_the_weights_and_opens_a_new_one_where_there_is_none(stage, project, runs_of):
+    (trained,) = runs_of(project)
+    client = mlflow.MlflowClient(project.store)
+    other = client.create_run(trained.info.experiment_id).info.run_id
+    (project / "models/run.json").write_text(json.dumps({"run_id": other, "weights_sha256": "0" * 64}))
+    stage("render").succeeds()
+    assert not client.list_artifacts(other)
+
+
+def test_a_moved_project_takes_the_artifacts_of_its_runs_along(reproduced, stage, project, runs_of):
+    originals = sorted((reproduced / "mlruns").rglob("*"))
+    stage("render").succeeds()
+    assert sorted((reproduced / "mlruns").rglob("*")) == originals
+    (run,) = runs_of(project)
+    assert run.info.artifact_uri == (project.root / "mlruns/artifacts" / run.info.run_id / "artifacts").as_uri()
+    client = mlflow.MlflowClient(project.store)
+    assert {"vae.safetensors", "figures"} <= {file.path for file in client.list_artifacts(run.info.run_id)}
+
+
+def test_a_deleted_store_is_created_again(stage, project, runs_of):
+    shutil.rmtree(project / "mlruns")
+    stage("render").succeeds()
+    (run,) = runs_of(project)
+    assert {"seed", "train.beta"} <= run.data.params.keys()
+
+
+# Full disks
+
+
+@pytest.fixture
+def on_a_small_disk(project):
+    """Runs a stage with one folder of the project on a disk of its own that has `kilobytes` left."""
+    if subprocess.run(["unshare", "-rm", "true"], check=False, capture_output=True).returncode:
+        pytest.skip("this system lets no user mount a disk of their own")
+
+    def run(folder, kilobytes, *flags):
+        path = project / folder
+        path.mkdir(parents=True, exist_ok=True)
+        script = (
+            'set -e; cp -r "$1" "$1.copy"; used=$(du -sk "$1" | cut -f1); '
+            'mount -t tmpfs -o size=$((used + $2))k tmpfs "$1"; cp -r "$1.copy/." "$1"; shift 2; '
+            '"$@" && code=0 || code=$?; cp -r "$0/." "$0.after"; exit $code'
+        )
+        train = [sys.executable, "pipeline/train.py", *flags]
+        arguments = ["unshare", "-rm", "bash", "-c", script, str(path), str(path), str(kilobytes), *train]
+        return subprocess.run(arguments, cwd=project.root, env=ENVIRONMENT, capture_output=True, text=True)
+
+    return run
+
+
+def fails_for_lack_of_space(done, *words):
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1, done.stderr
+    for word in ("No space left on device", *words):
+        assert word in done.stderr
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_a_training_in_one_line_and_it_resumes_when_there_is_room(on_a_small_disk, project):
+    fails_for_lack_of_space(on_a_small_disk(".ckpt", 900, "--epochs=6"), ".ckpt/train")
+    shutil.rmtree(project / ".ckpt")
+    (project / ".ckpt.after").rename(project / ".ckpt")
+    assert "epoch 1 of 6" in project.run(sys.executable, "pipeline/train.py", "--epochs=6")
+
+
+@pytest.mark.slow
+def test_a_full_disk_leaves_the_earlier_model_whole(on_a_small_disk, project, reproduced):
+    fails_for_lack_of_space(on_a_small_disk("models", 60, "--latent-dim=20"), MODEL)
+    assert sha256(project / "models.after/vae.safetensors") == sha256(reproduced / MODEL)
+    names = {path.name for path in (project / "models").iterdir()}
+    assert {path.name for path in (project / "models.after").iterdir()} == names
+
+
+@pytest.mark.slow
+def test_a_full_disk_under_mlflow_does_not_stop_the_training(on_a_small_disk, project):
+    done = on_a_small_disk("mlruns", 40, "--epochs=30")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("warning: ")
+    assert done.stderr.count("\n") == 1
+    assert len(pd.read_csv(project / HISTORY)) == 30

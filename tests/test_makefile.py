@@ -1,0 +1,60 @@
+"""The Makefile: what it passes on to programs, in a folder with an unusual name."""
+
+import os
+import shutil
+import subprocess
+
+import pytest
+
+from support import ROOT
+
+NAME = """50% o'clock "a" #1 & b?"""
+PYTHON = """#!/bin/sh
+for argument in "$@"; do printf '%s\\n' "$argument"; done >> arguments
+"""
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Runs a target where `python` writes its arguments down, one a line; returns them."""
+    root = tmp_path / NAME
+    (root / ".venv/bin").mkdir(parents=True)
+    for name in ("pyproject.toml", "requirements.lock", "Makefile"):
+        shutil.copy(ROOT / name, root)
+    (root / ".venv/bin/python").write_text(PYTHON)
+    (root / ".venv/bin/python").chmod(0o755)
+    (root / ".venv/.ready").touch()
+
+    def run(*arguments, **environment):
+        command = ["make", "--no-print-directory", *arguments]
+        subprocess.run(command, cwd=root, env={**os.environ, **environment}, check=True, capture_output=True)
+        return (root / "arguments").read_text().splitlines()
+
+    run.root = root
+    return run
+
+
+@pytest.mark.parametrize(
+    "value", ["1; touch x", "`touch x`", "$(touch x)", "$(shell touch x)", "'; touch x '", "1 | #"]
+)
+def test_a_value_reaches_no_shell(make, value):
+    assert make("train", f"EPOCHS={value}") == ["pipeline/train.py", f"--epochs={value}"]
+    assert sorted(path.name for path in make.root.iterdir() if not path.name.startswith(".")) == [
+        *("Makefile", "arguments", "pyproject.toml", "requirements.lock")
+    ]
+
+
+def test_variables_of_the_command_line_become_flags_and_those_of_the_environment_do_not(make):
+    flags = ["--n_trials=3", "--epochs=2", "--workers=auto"]
+    assert make("search", "TRIALS=3", "EPOCHS=2", "WORKERS=auto", BETA="7")[-4:] == [
+        "pipeline/search/search.py",
+        *flags,
+    ]
+    assert make("train", BETA="7", EPOCHS="9")[-1] == "pipeline/train.py"
+    assert make("published", "RECIPES=mlp ladder", EPOCHS="9")[-2:] == ["mlp", "ladder"]
+    assert make("examples", QUICK="1")[-1] == "vae.examples"
+    assert make("examples", "QUICK=1")[-1] == "--quick"
+
+
+def test_the_pipeline_is_started_after_a_check_of_params_yaml(make):
+    assert make("repro") == ["-m", "vae.config", "-m", "dvc", "repro"]
