@@ -1,0 +1,56 @@
+"""The documentation: its code runs, its links lead somewhere, and README is short."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from support import ENVIRONMENT, ROOT
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def text_of(page):
+    return page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["extending.md", "library.md"])
+def test_the_code_of_a_page_runs(name, tmp_path):
+    blocks = re.findall(r"^```python\n(.*?)^```", text_of(ROOT / "docs" / name), re.M | re.S)
+    (tmp_path / "page.py").write_text("\n".join(blocks), encoding="utf-8")
+    environment = ENVIRONMENT | {"PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run([sys.executable, "page.py"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    text = re.sub(r"^```.*?^```", "", text_of(page), flags=re.M | re.S)
+    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", text):
+        file, _, anchor = link.replace("\n", " ").partition("#")
+        target = page.parent / file if file else page
+        assert target.exists(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", text_of(target), re.M)
+            assert anchor in {re.sub(r"[^\w\- ]", "", line.lower()).replace(" ", "-") for line in headings}, link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_named_files_and_make_targets_exist(page):
+    targets = re.findall(r"^([a-z-]+):", text_of(ROOT / "Makefile"), re.M)
+    for name in re.findall(r"`((?:tests|src|pipeline|benchmarks)/[\w/.-]+)`", text_of(page)):
+        assert (ROOT / name).exists(), name
+    for target in re.findall(r"(?:`|\$ )make ([a-z-]+)", text_of(page)):
+        assert target in targets, target
+
+
+def test_the_readme_has_at_most_200_lines():
+    assert len(text_of(ROOT / "README.md").splitlines()) <= 200
+
+
+def test_the_citation_file_has_what_the_format_requires():
+    citation = yaml.safe_load(text_of(ROOT / "CITATION.cff"))
+    assert citation["cff-version"] == "1.2.0"
+    assert all(citation[key] for key in ("message", "title", "authors"))
