@@ -289,7 +289,7 @@ def test_where_all_are_damaged_the_training_begins_anew(tmp_path):
         path.write_bytes(b"")
     with pytest.warns(UserWarning, match="is skipped") as caught:
         resumed = train(Checkpoints(tmp_path))
-    assert len(caught) == 2
+    assert sum("is skipped" in str(warning.message) for warning in caught) == 2
     assert_same(resumed, train())
 
 
@@ -314,7 +314,7 @@ def saved_by_torch(content):
 @pytest.mark.parametrize("write", [pickled, saved_by_torch])
 @pytest.mark.parametrize("checksum", [True, False])
 def test_a_pickle_offered_as_a_checkpoint_does_not_run(write, checksum, tmp_path):
-    content = write({"loop": Malicious(tmp_path / "it-ran"), "history": []})
+    content = write({"training": Malicious(tmp_path / "it-ran"), "history": []})
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     (folder / "000003.pt").write_bytes(content + (hashlib.sha256(content).digest() if checksum else b""))

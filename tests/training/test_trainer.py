@@ -2,6 +2,7 @@
 
 import math
 
+import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -114,12 +115,44 @@ def test_a_loaders_transforms_are_seen_anew_in_every_epoch(digits):
     assert len(seen) == 300
 
 
-def test_called_again_it_trains_on(loader):
-    trainer = VAETrainer(small(), "cpu", **PLAIN)
-    first = trained(trainer, loader, 2)["val/neg_elbo"].min()
+def without_times(history):
+    return history[[name for name in history if "second" not in name]]
+
+
+@pytest.mark.parametrize("options", [{}, {"optimizer_of": torch.optim.SGD}, {"kl_warmup_epochs": 3}], ids=str)
+def test_training_on_is_the_same_as_training_for_longer(options, loader, tmp_path):
+    """Two epochs and two more give the weights and the history of four, bit for bit."""
+    results = []
+    for calls in ([2, 2], [4]):
+        model, settings = small(), dict(options)
+        if optimizer := settings.pop("optimizer_of", None):
+            settings["optimizer"] = optimizer(model.parameters(), lr=1e-3, momentum=0.9)
+        trainer = VAETrainer(model, "cpu", **PLAIN, **settings)
+        histories = [trained(trainer, loader, epochs) for epochs in calls]
+        results.append((without_times(histories[-1]), model.state_dict()))
+    (history, weights), (expected, expected_weights) = results
+    pd.testing.assert_frame_equal(history, expected, check_exact=True)
+    assert all(torch.equal(weights[name], expected_weights[name]) for name in weights)
+
+
+def test_training_on_keeps_the_best_epoch_of_all_and_starts_the_schedule_anew(loader):
+    trainer = VAETrainer(small(), "cpu", **PLAIN | {"lr_schedule": "cosine"}, learning_rate=1e-3)
+    rates = trained(trainer, loader, 3)["train/learning_rate"].tolist()
+    assert trained(trainer, loader, 3)["train/learning_rate"].tolist() == rates + rates
+    best = trainer.model.output_bias.clone()
+    trainer.params = trainer.params.model_copy(update={"learning_rate": 1e-30})
+    with torch.no_grad():
+        trainer._fitted.state["model"]["decoder.head.bias"].zero_()  # from here on, it is worse
     history = trained(trainer, loader, 2)
-    assert list(history["epoch"]) == [1, 2, 3, 4]
-    assert history["val/neg_elbo"].iloc[2] < first
+    assert list(history["epoch"]) == list(range(1, 9))
+    assert not history["improved"].iloc[6:].any()
+    assert torch.equal(trainer.model.output_bias, best)
+
+
+def test_patience_is_counted_anew_when_training_on(loader):
+    options = {"early_stopping_patience": 2, "learning_rate": 1e-30}  # nothing ever gets better
+    trainer = VAETrainer(small(), "cpu", binarization="threshold", **PLAIN, **options)
+    assert [len(trained(trainer, loader, 9)) for _ in range(2)] == [3, 5]
 
 
 def test_an_optimizer_of_ones_own_is_used(loader):
@@ -141,11 +174,14 @@ def test_a_scheduler_of_ones_own_moves_once_an_epoch(loader):
 
 def test_a_scheduler_that_waits_for_a_plateau_looks_at_the_validation(loader):
     model = small()
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.0)  # nothing ever gets better
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    for group in optimizer.param_groups:
+        group["params"].clear()  # so that nothing ever gets better
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=1)
-    trained(VAETrainer(model, "cpu", optimizer=optimizer, scheduler=scheduler, **PLAIN), loader, 5)
-    assert scheduler.num_bad_epochs or scheduler.cooldown_counter or scheduler.last_epoch == 5
-    assert scheduler.best < math.inf
+    trainer = VAETrainer(model, "cpu", optimizer=optimizer, scheduler=scheduler, **PLAIN)
+    history = trained(trainer, loader, 5)
+    assert scheduler.best == history["val/neg_elbo"].iloc[0]
+    assert list(history["train/learning_rate"]) == [1.0] * 3 + [0.1] * 2
 
 
 def test_options_are_those_of_the_training(loader):
@@ -175,6 +211,7 @@ def test_a_split_trains_the_same_with_the_trainer_and_with_fit(bundled):
         ({"beta": -1.0}, "beta is -1.0"),
         ({"max_gradient_norm": 3}, "unknown key 'max_gradient_norm': did you mean 'max_grad_norm'"),
         ({"device": "cuda:99"}, "train.device is 'cuda:99', this machine has"),
+        ({"device": "mps:9"}, "train.device is 'mps:9', this machine has"),
         ({"device": "gpu"}, "device is 'gpu'"),
     ],
 )

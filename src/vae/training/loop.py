@@ -1,10 +1,12 @@
-"""One `fit()`: the train stage, every search trial and the examples train with it.
+"""`fit()`: the training loop of the train stage, of search trials and of `VAETrainer`.
 
-It knows neither MLflow nor files: it calls `on_epoch(record)`, and tracking, printing and saving are such callbacks.
+It knows neither MLflow nor files: it calls `on_epoch(record)`; tracking, printing and saving are such callbacks.
 """
 
 import copy
+import math
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,26 +22,29 @@ from vae.config import Binarization, TrainParams, check_together
 from vae.data.batches import InMemoryBatches, LoaderBatches, all_images
 from vae.data.binarization import binarize_once, to_float
 from vae.data.datasets import Split
-from vae.device import Hardware
+from vae.device import Hardware, full_fp32
 from vae.errors import ConfigError, DivergedError
 from vae.models.distributions import importance_weighted_bound
 from vae.models.vae import VAE, Terms
 from vae.training.objectives import beta_at, doubly_reparameterized_bound, mmd, weighted_kl
 from vae.training.optimizers import make_optimizers, make_schedule
 
-EVALUATION_BATCH = 1024  # images at a time where no gradients are kept
+EVALUATION_BATCH = 1024  # images at a time where no gradients are needed
 
 Record = dict[str, float]
 OnEpoch = Callable[[Record], None]
 Step = Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor, Tensor]]
+Scheduler = lr_scheduler.LRScheduler | lr_scheduler.ReduceLROnPlateau
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """What `fit()` did: a record an epoch, and the epoch (from 1) whose weights the model now has."""
+    """A finished training: one record per epoch, and the best epoch (from 1), whose weights the model has."""
 
     history: list[Record]
     best_epoch: int
+    criterion: str  # the metric in a record that is lowest in the best epoch
+    state: State  # of the last epoch, from which `fit(after=...)` trains on
 
     @property
     def best(self) -> Record:
@@ -47,6 +52,7 @@ class Fitted:
         return self.history[self.best_epoch - 1]
 
 
+@full_fp32()
 def fit(
     model: VAE,
     train: Split | DataLoader[Any],
@@ -59,70 +65,86 @@ def fit(
     on_epoch: OnEpoch | None = None,
     progress: bool = False,
     optimizer: Optimizer | None = None,
-    scheduler: lr_scheduler.LRScheduler | lr_scheduler.ReduceLROnPlateau | None = None,
+    scheduler: Scheduler | None = None,
     checkpoints: Checkpoints | None = None,
+    after: Fitted | None = None,
 ) -> Fitted:
-    """Train `model` in place and leave it with the weights of its best epoch.
+    """Train `model` in place for `params.epochs` and leave it with the weights of the best epoch.
 
-    Best is the lowest validation −ELBO at β = 1, whatever β is trained with; with the importance-weighted bound, the
-    highest such bound (`criterion`). Each epoch's record holds `train/…` and `val/…` figures in nats per image;
-    `improved` in it is 1 where the model is the best so far.
-    The same seed, machine and thread count give the same weights, bit for bit.
+    The best epoch has the lowest validation −ELBO at β = 1, whatever β the model is trained with; with objective
+    "iwae", the highest importance-weighted bound. Each epoch's record holds the metrics `train/…` and `val/…`, in nats
+    per image; `improved` in it is 1 if the epoch is the best so far.
 
-    With `checkpoints`, every epoch leaves one, and a training that finds one there goes on from it: to the same
-    weights as if it hadn't been interrupted. `on_epoch` is called for the epochs that are left.
+    The same seed, machine and number of threads give the same weights, bit for bit, on the CPU. On CUDA that holds only
+    after `torch.use_deterministic_algorithms(True)`; without it, results differ in the last digits.
 
-    A DataLoader brings its own order, batch size and transforms; `params.batch_size` is that of a Split. Without an
-    `optimizer` of yours it is Adam, and `params` say its learning rate and schedule; a `scheduler` of yours moves
-    once an epoch.
+    With `checkpoints`, each epoch saves one, and a training that finds one resumes from it: the result is the same as
+    without the interruption. `on_epoch` is then called for the remaining epochs only.
 
-    Raises DivergedError at the end of the first epoch with a loss that isn't finite, before `on_epoch` sees it;
-    DataError where there are no images, or not such as `vae.data.image_batch` takes; ConfigError where the model can't
-    be trained as `params` say.
+    With `after`, an earlier training of the same model, it trains on from that one's last epoch: optimizer state and
+    history continue, "best" is over all epochs, and the learning-rate schedule starts anew for the new epochs.
+
+    A DataLoader brings its own order, batch size and transforms; `params.batch_size` is for a Split. An `optimizer`
+    replaces those that `params` describe, and keeps its own learning rate; a `scheduler` replaces the schedule and is
+    stepped once per epoch, ReduceLROnPlateau with the validation metric.
+
+    Warns once if the model is no better than the data's mean image after warm-up. Raises DivergedError at the end of
+    the first epoch with a loss that is not finite, before `on_epoch` is called; DataError if there are no images, or
+    not of the form that `vae.data.batches.image_batch` takes; ConfigError if the model can't be trained with `params`.
     """
     try:
         check_together(model.params, params)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     model.to(hardware.device)
-    loop = _Loop(model, train, params, hardware, binarization, seed, optimizer, scheduler)
+    state = _TrainingState(model, train, params, hardware, binarization, seed, optimizer, scheduler)
     targets = binarize_once(all_images(validation, model.input_dim), binarization).to(hardware.device)
-    key, patience = criterion(params), params.early_stopping_patience
-    history: list[Record] = []
-    best_epoch, best_weights = 0, model.state_dict()
-    if checkpoints and (state := checkpoints.load(hardware.device)):
-        loop.load_state_dict(state["loop"])
-        history, best_epoch, best_weights = state["history"], state["best_epoch"], state["best_weights"]
-    for epoch in range(len(history) + 1, params.epochs + 1):
-        if patience and len(history) - best_epoch >= patience:
+    key, patience = _criterion(params), params.early_stopping_patience
+    history: list[Record] = list(after.history) if after else []
+    start, best_epoch = len(history), after.best_epoch if after else 0
+    best_weights = copy.deepcopy(model.state_dict())
+    if after:
+        state.train_on(after.state)
+    if checkpoints and (saved := checkpoints.load(hardware.device)):
+        state.load_state_dict(saved["training"])
+        history, best_epoch, best_weights = saved["history"], saved["best_epoch"], saved["best_weights"]
+    for epoch in range(len(history) + 1, start + params.epochs + 1):
+        if patience and len(history) - max(best_epoch, start) >= patience:
             break
-        record = {"epoch": epoch, **loop.run_epoch(epoch, progress)}
+        record = {"epoch": epoch, **state.run_epoch(epoch, start + params.epochs, progress)}
         started = time.perf_counter()
-        figures = validate(model, targets, hardware, params.importance_samples if params.objective == "iwae" else 0)
-        record |= {f"val/{name}": value for name, value in figures.items()}
+        metrics = validate(model, targets, hardware, params.importance_samples if params.objective == "iwae" else 0)
+        record |= {f"val/{name}": value for name, value in metrics.items()}
         record["val/seconds"] = time.perf_counter() - started
-        _require_finite(record, epoch)
+        _check_finite(record, epoch)
         improved = not best_epoch or record[key] < history[best_epoch - 1][key]
         history.append(record | {"improved": int(improved)})
         if improved:
             best_epoch, best_weights = epoch, copy.deepcopy(model.state_dict())
-        loop.end_epoch(record[key])
+        if epoch == _end_of_warmup(params):
+            _warn_if_collapsed(model, targets, history[best_epoch - 1])
+        state.end_epoch(record[key])
         if on_epoch:
             on_epoch(history[-1])
         if checkpoints:
             best = {"best_epoch": best_epoch, "best_weights": best_weights}
-            checkpoints.save(epoch, {"loop": loop.state_dict(), "history": history, **best})
+            checkpoints.save(epoch, {"training": state.state_dict(), "history": history, **best})
+    last_epoch = copy.deepcopy(state.state_dict())
     model.load_state_dict(best_weights)
-    return Fitted(history, best_epoch)
+    return Fitted(history, best_epoch, key, last_epoch)
 
 
-def criterion(params: TrainParams) -> str:
-    """The figure in a record that is lowest in the best epoch."""
+def _criterion(params: TrainParams) -> str:
     return "val/neg_bound" if params.objective == "iwae" else "val/neg_elbo"
 
 
-class _Loop:
-    """What lasts from epoch to epoch: the batches, optimiser, schedule, random state."""
+def _end_of_warmup(params: TrainParams) -> int:
+    """The epoch in which the KL warm-up has ended, and a third of the training, where one_cycle has peaked."""
+    return max(params.kl_warmup_epochs, min(-(-params.epochs // 3), params.early_stopping_patience or params.epochs))
+
+
+class _TrainingState:
+    """Batches, optimizers, learning-rate schedules and random number generators of one training."""
 
     def __init__(
         self,
@@ -133,21 +155,21 @@ class _Loop:
         binarization: Binarization,
         seed: int,
         optimizer: Optimizer | None,
-        scheduler: lr_scheduler.LRScheduler | lr_scheduler.ReduceLROnPlateau | None,
+        scheduler: Scheduler | None,
     ) -> None:
         self.model, self.params, self.hardware = model, params, hardware
         self.generator = torch.Generator(hardware.device).manual_seed(seed)
-        self.generators = [self.generator, torch.default_generator]  # the latter gives someone's DataLoader its order
         self.batches: InMemoryBatches | LoaderBatches = (
             InMemoryBatches(all_images(train, model.input_dim), params.batch_size, binarization, self.generator)
             if isinstance(train, Split)
             else LoaderBatches(train, model.input_dim, binarization, self.generator)
         )
+        # A DataLoader shuffles with its own generator, or seeds one from the global generator.
+        self.generators = [self.generator, torch.default_generator]
         if isinstance(self.batches, LoaderBatches):
             self.generators += self.batches.generators
         self.optimizers = [optimizer] if optimizer else make_optimizers(model, params)
         self.scheduler = scheduler
-        # Someone's own optimiser keeps its learning rate, unless their own scheduler moves it.
         steps = params.epochs * len(self.batches)
         self.schedules = (
             [] if optimizer or scheduler else [make_schedule(each, params, steps) for each in self.optimizers]
@@ -156,51 +178,67 @@ class _Loop:
         self.last_epoch: Record = {}
 
     def state_dict(self) -> State:
-        """Weights, optimiser, schedules and random states."""
+        """Weights, optimizers, schedules and random states."""
         return {
-            "parts": [part.state_dict() for part in self._parts()],
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "schedules": [schedule.state_dict() for schedule in self._all_schedules()],
             "generators": [generator.get_state() for generator in self.generators],
         }
 
     def load_state_dict(self, state: State) -> None:
-        """Go on from what `state_dict` returned."""
-        for part, saved in zip(self._parts(), state["parts"], strict=True):
-            part.load_state_dict(saved)
-        for generator, found in zip(self.generators, state["generators"], strict=True):
-            generator.set_state(found.cpu())
+        """Restore what `state_dict` returned."""
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        for schedule, saved in zip(self._all_schedules(), state["schedules"], strict=True):
+            schedule.load_state_dict(saved)
+        for generator, saved in zip(self.generators, state["generators"], strict=True):
+            generator.set_state(saved.cpu())
 
-    def _parts(self) -> list[Any]:
-        return [self.model, *self.optimizers, *self.schedules, *([self.scheduler] if self.scheduler else [])]
+    def train_on(self, state: State) -> None:
+        """Continue from the end of an earlier training, with schedules and learning rates as at the start of one."""
+        self.model.load_state_dict(state["model"])
+        self.generator.set_state(state["generators"][0].cpu())
+        if self.schedules:  # otherwise the caller's optimizer and scheduler have kept their state themselves
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved | {"param_groups": optimizer.state_dict()["param_groups"]})
+
+    def _all_schedules(self) -> list[Scheduler]:
+        return [*self.schedules, *([self.scheduler] if self.scheduler else [])]
 
     def end_epoch(self, score: float) -> None:
-        """Move a scheduler of the caller's; one that waits for a plateau looks at the validation's `score`."""
+        """Step the caller's scheduler; ReduceLROnPlateau with the validation's `score`."""
         if isinstance(self.scheduler, lr_scheduler.ReduceLROnPlateau):
             self.scheduler.step(score)
         elif self.scheduler:
             self.scheduler.step()
 
-    def run_epoch(self, epoch: int, progress: bool) -> Record:
-        """Train one epoch; the figures are means over its images, as the weights were when each was seen."""
+    def run_epoch(self, epoch: int, epochs: int, progress: bool) -> Record:
+        """Train one epoch; the metrics are means over its images, each with the weights at its step.
+
+        `train/beta` and `train/learning_rate` are those at the end of the epoch.
+        """
         started = time.perf_counter()
-        cycle = -(-self.params.epochs // self.params.kl_cycles)
-        beta = beta_at(epoch, self.params.beta, self.params.kl_warmup_epochs, cycle)
-        beta_tensor = torch.tensor(beta, device=self.hardware.device)
-        sums = torch.zeros(len(self.batches), 3, device=self.hardware.device)
-        count = 0
+        steps, params = len(self.batches), self.params
+        cycle = -(-params.epochs // params.kl_cycles) if params.kl_cycles > 1 else None
+        sums = torch.zeros(steps, 3, device=self.hardware.device)
+        count, beta = 0, params.beta
         self.model.train()
         with tqdm(
-            desc=f"epoch {epoch}/{self.params.epochs}",
-            total=len(self.batches),
+            desc=f"epoch {epoch}/{epochs}",
+            total=steps,
             unit=" batches",
-            postfix=self.last_epoch,  # this epoch's figures would cost a wait for the device at every step
+            postfix=self.last_epoch,  # this epoch's metrics would cost a wait for the device at every step
             leave=False,
             disable=None if progress else True,
         ) as bar:
             for number, x in enumerate(self.batches):
-                sums[number] = torch.stack(self._train_step(x, beta_tensor)) * len(x)
+                beta = beta_at(epoch - 1 + (number + 1) / steps, params.beta, params.kl_warmup_epochs, cycle)
+                sums[number] = torch.stack(self._train_step(x, beta)) * len(x)
                 count += len(x)
                 bar.update()
-        _require_finite_steps(sums, epoch)  # the epoch's one wait for the device
+        _check_finite_steps(sums, epoch)  # the epoch's one wait for the device
         loss, reconstruction, kl = (sums.sum(0) / count).tolist()
         seconds = time.perf_counter() - started
         self.last_epoch = {"−ELBO": reconstruction + kl, "reconstruction": reconstruction, "KL": kl}
@@ -215,12 +253,13 @@ class _Loop:
             "train/images_per_second": count / seconds,
         }
 
-    def _train_step(self, x: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _train_step(self, x: Tensor, beta: float) -> tuple[Tensor, Tensor, Tensor]:
+        device = self.hardware.device
         shape = (len(x), self.params.importance_samples, self.model.noise_dim)
-        noise = torch.randn(shape, generator=self.generator, device=self.hardware.device)
-        # Drawn only where it is used: other trainings see the same noise as if there were no such term.
-        prior = self._prior_draws(len(x)) if self.params.mmd else None
-        loss, reconstruction, kl = self.step(x, noise, beta, prior)
+        noise = torch.randn(shape, generator=self.generator, device=device)
+        # Sampled only if it is used: other trainings get the same noise as if there were no such term.
+        prior = self._prior_samples(len(x)) if self.params.mmd else None
+        loss, reconstruction, kl = self.step(x, noise, torch.full((), beta, device=device), prior)
         self.model.zero_grad()
         loss.backward()
         if self.params.max_grad_norm:
@@ -232,7 +271,7 @@ class _Loop:
         return loss.detach(), reconstruction.detach(), kl.detach()
 
     @torch.no_grad()
-    def _prior_draws(self, n: int) -> Tensor:
+    def _prior_samples(self, n: int) -> Tensor:
         return self.model.prior.sample(n, self.generator, self.hardware.device)
 
 
@@ -253,11 +292,10 @@ def _step_function(model: VAE, params: TrainParams, hardware: Hardware) -> Step:
 
     if not hardware.compile:
         return step
-    if hardware.device.type == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in fp32
-    # "reduce-overhead" is CUDA graphs: a step this small is bound by launching its kernels, not by running them.
+    torch.compiler.reset()  # PyTorch keeps 8 variants of a function: the next model's step would silently run eagerly
+    # "reduce-overhead" is CUDA graphs: launching the kernels of a step this small takes longer than running them.
     mode = "reduce-overhead" if hardware.device.type == "cuda" else "default"
-    compiled: Step = torch.compile(step, mode=mode, dynamic=False)
+    compiled: Step = torch.compile(step, mode=mode, dynamic=False)  # two variants: a full batch, and the last one
     return compiled
 
 
@@ -271,6 +309,7 @@ def _loss(terms: Terms, params: TrainParams, beta: Tensor) -> Tensor:
     return -importance_weighted_bound(log_weights).mean()
 
 
+@full_fp32()
 @torch.no_grad()
 def validate(model: VAE, targets: Tensor, hardware: Hardware, importance_samples: int = 0) -> Record:
     """Reconstruction, KL and −ELBO at β = 1 over binarized `targets` (uint8 [N, D]), nats per image.
@@ -296,7 +335,22 @@ def validate(model: VAE, targets: Tensor, hardware: Hardware, importance_samples
     return metrics
 
 
-def _require_finite_steps(sums: Tensor, epoch: int) -> None:
+@torch.no_grad()
+def _warn_if_collapsed(model: VAE, targets: Tensor, best: Record) -> None:
+    """Warn if the −ELBO is that of the mean image, which a decoder that ignores the latents reaches, within 1 %."""
+    x = to_float(targets)
+    output = model.likelihood.inverse_mean(x.mean(0))
+    mean_image = model.likelihood.nll(output.expand_as(x), x).mean().item()
+    if best["val/neg_elbo"] > mean_image - 0.01 * abs(mean_image):
+        warnings.warn(
+            f"the validation −ELBO, {best['val/neg_elbo']:.1f} nats per image, is no better than that of the data's "
+            f"mean image, {mean_image:.1f}: the latents carry no information. Try a lower train.learning_rate (and "
+            "train.muon_learning_rate), a larger train.kl_warmup_epochs, a lower train.beta, or more epochs",
+            stacklevel=5,  # the caller of `fit`, behind its decorator
+        )
+
+
+def _check_finite_steps(sums: Tensor, epoch: int) -> None:
     bad_steps = (~sums.isfinite()).any(1).nonzero()
     if not len(bad_steps):
         return
@@ -306,8 +360,8 @@ def _require_finite_steps(sums: Tensor, epoch: int) -> None:
     raise _diverged(f"epoch {epoch}, step {step + 1} of {len(sums)}: {' and '.join(terms) or 'the loss'}")
 
 
-def _require_finite(record: dict[str, Any], epoch: int) -> None:
-    bad = [name for name, value in record.items() if not torch.isfinite(torch.tensor(float(value)))]
+def _check_finite(record: Record, epoch: int) -> None:
+    bad = [name for name, value in record.items() if not math.isfinite(value)]
     if bad:
         raise _diverged(f"epoch {epoch}: {', '.join(bad)}")
 

@@ -22,14 +22,14 @@ def weighted_kl(kl: Tensor, beta: Tensor | float, free_bits: float = 0.0) -> Ten
 
 
 def mmd(z: Tensor, prior: Tensor) -> Tensor:
-    """Squared maximum mean discrepancy between two sets of draws, [N, L] and [M, L] -> a scalar from 0 to 2.
+    """Squared maximum mean discrepancy between two sets of samples, [N, L] and [M, L] -> a scalar from 0 to 2.
 
     mean k(z, z') + mean k(p, p') − 2 mean k(z, p) (Gretton et al. 2012, eq. 5), with the kernel of InfoVAE's authors,
-    k(a, b) = exp(−‖a − b‖² / L²) (Zhao et al. 2019). It has no unit; a weight in the loss makes nats of it, and that
-    is large (they take 1,000), since the kernel is near 1 throughout where L is large.
+    k(a, b) = exp(−‖a − b‖² / L²) (Zhao et al. 2019). It has no unit. Its weight in the loss, in nats, is large (they
+    use 1,000), because the kernel is close to 1 everywhere if L is large.
 
-    The biased estimator, pairs of a draw with itself included: never negative, defined for a single image, and above
-    the true value by at most 1/N + 1/M.
+    This is the biased estimator, which includes the pairs of a sample with itself: it is never negative, defined for a
+    single image, and above the true value by at most 1/N + 1/M.
     """
     return _kernel(z, z).mean() + _kernel(prior, prior).mean() - 2 * _kernel(z, prior).mean()
 
@@ -39,24 +39,24 @@ def _kernel(a: Tensor, b: Tensor) -> Tensor:
     return torch.exp(-squared_distance.clamp(min=0) / a.shape[1] ** 2)
 
 
-def beta_at(epoch: int, beta: float, warmup_epochs: int, cycle_epochs: int | None = None) -> float:
-    """β in `epoch` (from 1) under linear warm-up: β · min(1, epoch / warmup_epochs).
+def beta_at(position: float, beta: float, warmup_epochs: int, cycle_epochs: int | None = None) -> float:
+    """β under linear warm-up, `position` epochs after the start (> 0): β · min(1, position / warmup_epochs).
 
-    With `cycle_epochs` the warm-up begins anew with each cycle (Fu et al. 2019, eq. 6 with R = warmup / cycle; here β
-    is never 0: an epoch has the value that theirs reaches at its end).
+    With `cycle_epochs` the warm-up is repeated in each cycle (Fu et al. 2019, eq. 6 with R = warmup / cycle). A step is
+    at the position of its end: β is never 0, and reaches its maximum in the last step of the warm-up.
     """
     if cycle_epochs:
-        epoch = (epoch - 1) % cycle_epochs + 1
-    return beta * min(1.0, epoch / warmup_epochs) if warmup_epochs else beta
+        position = cycle_epochs - (-position) % cycle_epochs
+    return beta * min(1.0, position / warmup_epochs) if warmup_epochs else beta
 
 
 def doubly_reparameterized_bound(log_weights: Tensor, z: Tensor, beta: Tensor | float = 1.0) -> Tensor:
     """The importance-weighted bound with the DReG gradient (Tucker et al. 2019, eq. 8): [..., K] -> [...].
 
-    In `log_weights` the density log q(z|x) must be that of detached parameters, so that the encoder's gradient comes
-    through the samples `z` [..., K, L] alone, each with its normalized weight squared; the decoder's and prior's is the
-    usual one. Where the weights hold q to the power −β, the score that their reparameterization takes away is β times
-    as large, and what is left of a sample's weight w is (1 − β) w + β w². Adds a hook to `z`.
+    The log q(z|x) in `log_weights` must be that of detached parameters: the encoder's gradient then comes through the
+    samples `z` [..., K, L] alone, each with its normalized weight w squared. The decoder and the prior have the usual
+    gradient. If the weights hold q to the power −β, the score function term that reparameterization removes is β times
+    as large, and the weight of a sample is (1 − β) w + β w². Registers a hook on `z`.
     """
     weights = log_weights.detach().softmax(-1)
     if z.requires_grad:

@@ -1,4 +1,4 @@
-"""`VAETrainer`: `fit()` for those who come with a model and DataLoaders of their own."""
+"""`VAETrainer`: `fit()` for a model and DataLoaders of your own."""
 
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,14 @@ DEFAULTS = TrainParams()
 
 
 class VAETrainer:
-    """Trains a model, and keeps its history.
+    """Trains a model and keeps the history.
 
-    `options` are those of `TrainParams`: `lr_schedule`, `max_grad_norm`, `kl_warmup_epochs`, `free_bits`,
-    `early_stopping_patience`, `weight_decay`, `precision`, … An `optimizer` of yours replaces Adam, and with it
-    `learning_rate` and `lr_schedule`; a `scheduler` of yours moves once an epoch. `binarization` says how grey pixels
-    become black and white: "dynamic" draws them anew for every batch; with "none" the figures are no likelihoods.
+    `options` are the fields of `TrainParams`: `lr_schedule`, `max_grad_norm`, `kl_warmup_epochs`, `free_bits`,
+    `early_stopping_patience`, `weight_decay`, `precision`, … An `optimizer` replaces the default one, and with it
+    `learning_rate` and `lr_schedule`; a `scheduler` is stepped once per epoch. `binarization` is that of grey pixels:
+    "dynamic" samples them anew for every batch; with "none" the metrics are not likelihoods.
 
-    Raises ConfigError for an option that isn't there, is out of range, or that this machine can't do.
+    Raises ConfigError for an option that is unknown, out of range, or not available on this machine.
     """
 
     def __init__(
@@ -51,6 +51,7 @@ class VAETrainer:
         self.optimizer, self.scheduler = optimizer, scheduler
         self.hardware = resolve(self.params)
         self.history = pd.DataFrame()
+        self._fitted: Fitted | None = None
 
     def train(
         self,
@@ -61,33 +62,30 @@ class VAETrainer:
         on_epoch: OnEpoch | None = None,
         progress: bool = True,
     ) -> pd.DataFrame:
-        """Train for `epochs`, and leave the model with its best one's weights; returns the history, a row an epoch.
+        """Train for `epochs` and return the history, one row per epoch. The model gets the weights of the best epoch.
 
-        Loaders yield images [B, 784] or [B, 1, 28, 28] in [0, 1], alone or before their labels. The best epoch is
-        that with the lowest −ELBO on `val_loader`, which must not hold images that are trained on. Called again, it
-        trains on. Raises what `fit()` raises.
+        Loaders yield images [B, 784] or [B, 1, 28, 28] in [0, 1], alone or followed by their labels. The best epoch has
+        the lowest −ELBO on `val_loader`, whose images must not be trained on.
+
+        Called again, it trains on for further `epochs`: from the weights and optimizer state of the last epoch, with
+        the best epoch chosen among all of them. Only the learning-rate schedule starts anew. Raises what `fit` raises.
         """
-        params = checked(TrainParams, self.params.model_dump() | {"epochs": epochs})
-        fitted = fit(
+        self._fitted = fit(
             self.model,
             train_loader,
             val_loader,
-            params,
+            checked(TrainParams, self.params.model_dump() | {"epochs": epochs}),
             self.hardware,
             binarization=self.binarization,
-            seed=self.seed + len(self.history),  # trained on, it shouldn't see the same noise again
+            seed=self.seed,
             on_epoch=on_epoch,
             progress=progress,
             optimizer=self.optimizer,
             scheduler=self.scheduler,
+            after=self._fitted,
         )
-        self.history = pd.concat([self.history, self._numbered(fitted)], ignore_index=True)
+        self.history = pd.DataFrame(self._fitted.history)
         return self.history
-
-    def _numbered(self, fitted: Fitted) -> pd.DataFrame:
-        history = pd.DataFrame(fitted.history)
-        history["epoch"] += len(self.history)
-        return history
 
     def plot_history(self) -> Figure:
         """−ELBO, reconstruction and KL by epoch."""
