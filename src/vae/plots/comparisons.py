@@ -23,7 +23,7 @@ def rate_distortion(table: pd.DataFrame) -> Figure:
     points = ax.scatter(table["kl"], table["reconstruction"], c=table["beta"], norm=norm, s=70, zorder=3)
     for beta, rate, distortion in zip(table["beta"], table["kl"], table["reconstruction"], strict=True):
         ax.annotate(f"β = {beta:g}", (rate, distortion), xytext=(8, 6), textcoords="offset points")
-    ax.margins(0.18, 0.12)
+    ax.margins(0.25, 0.12)
     rates, distortions = np.array(ax.get_xlim()), ax.get_ylim()
     totals = [table["neg_elbo"].min() + extra for extra in (0, 10, 20, 40)]
     label = f"−ELBO = {', '.join(f'{total:.0f}' for total in totals)}"
@@ -37,7 +37,7 @@ def rate_distortion(table: pd.DataFrame) -> Figure:
         xlabel="rate: KL, nats per image",
         ylabel="distortion: reconstruction, nats per image",
     )
-    figure.colorbar(points, label="β in training")
+    figure.colorbar(points, label="β in training", ticks=table["beta"], format="%g").minorticks_off()
     ax.legend(frameon=False)
     ax.grid(alpha=0.3)
     return figure

@@ -24,11 +24,11 @@ def training_history(history: pd.DataFrame) -> Figure:
     for ax, (key, title) in zip(figure.subplots(1, 3), panels, strict=True):
         curves = {"training": (f"train/{key}", TRAIN, "-"), "validation": (f"val/{key}", VALIDATION, "--")}
         if key == "neg_elbo" and "val/neg_bound" in history:
-            curves["validation, importance-weighted bound"] = ("val/neg_bound", PALETTE[2], ":")
+            curves["validation, −importance-weighted bound"] = ("val/neg_bound", PALETTE[2], ":")
         for label, (column, colour, dash) in curves.items():
             ax.plot(history["epoch"], history[column], dash, color=colour, label=label, **line)
-        chosen_by, colour, _ = list(curves.values())[-1]  # of the first panel: what the epoch was chosen by
-        ax.plot(best["epoch"], best[chosen_by], "o", color=colour, mec="black", label="kept weights")
+        chosen_by = list(curves.values())[-1][0]  # in the first panel
+        ax.plot(best["epoch"], best[chosen_by], "o", mfc="white", mec="black", label="kept weights")
         values = history[[column for column, _, _ in curves.values()]].to_numpy()
         low, high = values.min(), np.quantile(values, 0.97)  # the first epoch would flatten all others
         if high > low:

@@ -64,6 +64,7 @@ def kl_per_dimension(kl: Array, threshold: float, variance: Array, reference: st
         ylabel="nats per image",
     )
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.legend(frameon=False)
+    ax.margins(y=0.2)  # room for the legend
+    ax.legend(frameon=False, ncols=2)
     ax.grid(axis="y", alpha=0.3)
     return figure
