@@ -99,7 +99,7 @@ def fit(
     model.to(hardware.device)
     state = _TrainingState(model, train, params, hardware, binarization, seed, optimizer, scheduler)
     targets = binarize_once(all_images(validation, model.input_dim), binarization).to(hardware.device)
-    key, patience = _criterion(params), params.early_stopping_patience
+    key, patience = criterion(params), params.early_stopping_patience
     history: list[Record] = list(after.history) if after else []
     start, best_epoch = len(history), after.best_epoch if after else 0
     best_weights = copy.deepcopy(model.state_dict())
@@ -134,7 +134,7 @@ def fit(
     return Fitted(history, best_epoch, key, last_epoch)
 
 
-def _criterion(params: TrainParams) -> str:
+def criterion(params: TrainParams) -> str:
     return "val/neg_bound" if params.objective == "iwae" else "val/neg_elbo"
 
 
