@@ -135,6 +135,7 @@ def fit(
 
 
 def criterion(params: TrainParams) -> str:
+    """The metric in a record that is lowest in the best epoch."""
     return "val/neg_bound" if params.objective == "iwae" else "val/neg_elbo"
 
 
