@@ -174,11 +174,12 @@ def test_a_bad_flag_is_named_in_one_line(train_vae, tmp_path, arguments, words):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, empty_store):
+def trained(tmp_path_factory, empty_store, bundled):
     """What a training printed, and its folder."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "mlruns").mkdir()
     shutil.copy(empty_store, folder / "mlruns")
+    shutil.copytree(bundled[0].parent, folder / "data")
     on_termination = signal.getsignal(signal.SIGTERM)
     with pytest.MonkeyPatch.context() as patch:
         printed = []

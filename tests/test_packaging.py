@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from functools import cache
 from importlib import metadata
 
 import grimp
@@ -72,9 +73,12 @@ def required(names):
     return found
 
 
+owners = cache(metadata.packages_distributions)  # of each module; it reads thousands of lines
+
+
 def distribution(module):
     """The distribution that brings a module: the declared one, where there are several."""
-    names = {name.lower().replace("_", "-") for name in metadata.packages_distributions()[module]}
+    names = {name.lower().replace("_", "-") for name in owners()[module]}
     return min(PART_OF.get(name, name) for name in names & (LIBRARY | PIPELINE | DEVELOPMENT) or names)
 
 
@@ -82,8 +86,9 @@ def distribution(module):
 def bare():
     """A program's beginning and its argument, with which it runs as where only the library's dependencies are."""
     there = required(LIBRARY) | {"vae-mnist-pipeline"}
-    distributions = metadata.packages_distributions().items()
-    missing = [name for name, owners in distributions if not there & {o.lower().replace("_", "-") for o in owners}]
+    missing = [
+        name for name, names in owners().items() if not there & {each.lower().replace("_", "-") for each in names}
+    ]
     assert {"dvc", "mlflow", "optuna", "requests", "torchvision"} < set(missing)
 
     def run(program, folder):
