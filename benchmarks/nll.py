@@ -123,7 +123,7 @@ def measure_speed() -> dict[str, Any]:
     speed = best_rates(timed, TURNS, "latents")
     compared = ("one_by_one", "copies", *precisions)
     return {
-        "device": str(plain).removesuffix(", fp32"),
+        "device": str(plain).split(", fp32")[0],
         "latents_per_second": {name: round(value) for name, value in speed.items()},
         "minutes_of_10000_images": {name: round(TEST_IMAGES * SAMPLES / speed[name] / 60, 1) for name in compared},
         "times_one_by_one": {name: round(speed[name] / speed["one_by_one"], 1) for name in compared},
