@@ -14,7 +14,7 @@ def model_of(latents, **prior):
     return VAE.from_params(ModelParams(hidden_dims=(16,), latent_dim=latents, **({"prior": "standard"} | prior)), 0)
 
 
-def posteriors(n, latents, seed=10):  # not that of `split_kl`'s draws
+def posteriors(n, latents, seed=10):  # not the seed of `split_kl`'s samples
     generator = torch.Generator().manual_seed(seed)
     mu = 1.5 * torch.randn(n, latents, generator=generator) + 0.3
     return mu, torch.randn(n, latents, generator=generator) - 1
@@ -38,7 +38,7 @@ def test_gaussian_means_with_equal_variances_have_the_closed_forms_of_a_gaussian
     n, latents = 8000, 2
     mean, spread = torch.tensor([0.5, -1.0]), torch.tensor([[2.0, 1.5], [1.5, 2.0]])
     variance = torch.tensor([0.3, 0.5])
-    torch.manual_seed(10)  # not that of `split_kl`'s draws
+    torch.manual_seed(10)  # not the seed of `split_kl`'s samples
     mu = MultivariateNormal(mean, spread).sample((n,))
     found = split_kl(model_of(latents), mu, variance.log().expand(n, latents))
 
@@ -51,7 +51,7 @@ def test_gaussian_means_with_equal_variances_have_the_closed_forms_of_a_gaussian
         "dimensionwise_kl": one_dimension.sum(),
     }
     expected["aggregate_kl"] = expected["total_correlation"] + expected["dimensionwise_kl"]
-    # Each is a mean over n draws of a difference of two quadratic forms zᵀAz / 2, whose standard deviation is
+    # Each is a mean over n samples of a difference of two quadratic forms zᵀAz / 2, whose standard deviation is
     # √(tr((AS)²) / 2) for z ~ N(0, S): 1 for q(z)'s own in two dimensions, and at most the prior's, about 3.
     prior = math.sqrt(0.5 * (total @ total).trace() + mean @ total @ mean)
     for name, value in expected.items():
@@ -98,7 +98,7 @@ def test_a_prior_that_is_the_aggregate_posterior_has_no_divergence_from_it():
     assert abs(split_kl(model, mu + 1, logvar)["aggregate_kl"]) > 0.1
 
 
-def test_equal_posteriors_tell_nothing_of_the_image():
+def test_equal_posteriors_have_no_mutual_information():
     mu, logvar = (part[:1].expand(500, 4) for part in posteriors(1, 4))
     found = split_kl(model_of(4), mu, logvar)
     assert found["mutual_information"] == pytest.approx(0, abs=1e-4)
@@ -107,7 +107,7 @@ def test_equal_posteriors_tell_nothing_of_the_image():
 
 
 @pytest.mark.parametrize("distance", [10.0, 100.0])
-def test_posteriors_far_apart_tell_the_image(distance):
+def test_posteriors_far_apart_identify_the_image(distance):
     n = 500
     mu = torch.stack([distance * torch.arange(n), torch.zeros(n)], 1)
     found = split_kl(model_of(2), mu, torch.full((n, 2), -6.0))
@@ -116,7 +116,7 @@ def test_posteriors_far_apart_tell_the_image(distance):
     assert found["total_correlation"] == pytest.approx(0, abs=1e-3)
 
 
-def test_the_same_seed_gives_the_same_figures_and_another_one_others():
+def test_the_seed_determines_the_estimate():
     mu, logvar = posteriors(100, 2)
     model = model_of(2)
     assert split_kl(model, mu, logvar, seed=1) == split_kl(model, mu, logvar, seed=1)

@@ -18,8 +18,8 @@ KEYS = [
 ]
 
 
-class Drawing(nn.Module):
-    """In the model's place: draws the given pixel probabilities [M, D], again from the first when all are drawn."""
+class Fixed(nn.Module):
+    """In place of a model: its samples are the given pixel probabilities [M, D], in turn."""
 
     def __init__(self, images):
         super().__init__()
@@ -64,14 +64,14 @@ def test_the_same_features_have_no_distance_even_where_some_are_dead():
     assert quality.frechet_distance(features, features + 1) == pytest.approx(5)
 
 
-def test_draws_are_black_and_white_with_the_models_probabilities():
+def test_samples_are_black_and_white_with_the_probabilities_of_the_model():
     probabilities = torch.rand(1, 784, generator=torch.Generator().manual_seed(0)).expand(3, 784)
     generator = torch.Generator().manual_seed(1)
-    draws = quality.sample_images(Drawing(probabilities), 2000, EvaluateParams(chunk_size=300), generator, binary=True)
-    assert draws.shape == (2000, 784)
-    assert set(draws.unique().tolist()) == {0.0, 1.0}
-    assert (draws.mean(0) - probabilities[0]).abs().max() < 5 * 0.5 / math.sqrt(2000)
-    grey = quality.sample_images(Drawing(probabilities), 7, EvaluateParams(chunk_size=3), generator, binary=False)
+    samples = quality.sample_images(Fixed(probabilities), 2000, EvaluateParams(chunk_size=300), generator, binary=True)
+    assert samples.shape == (2000, 784)
+    assert set(samples.unique().tolist()) == {0.0, 1.0}
+    assert (samples.mean(0) - probabilities[0]).abs().max() < 5 * 0.5 / math.sqrt(2000)
+    grey = quality.sample_images(Fixed(probabilities), 7, EvaluateParams(chunk_size=3), generator, binary=False)
     torch.testing.assert_close(grey, probabilities[:1].expand(7, 784))
 
 
@@ -88,14 +88,14 @@ def one_hot(labels):
     return images
 
 
-def test_confidence_and_diversity_are_those_of_the_drawn_digits(monkeypatch):
+def test_confidence_and_diversity_are_those_of_the_sampled_digits(monkeypatch):
     monkeypatch.setattr(quality, "train_classifier", lambda *_: reading(5.0))
     labels = torch.arange(100) % 10
     part = Split((255 * one_hot(labels)).to(torch.uint8), labels)
     train = Split(part.images.repeat(3, 1), part.labels.repeat(3))
 
     def figures(digits):
-        return quality.sample_quality(Drawing(one_hot(torch.tensor(digits))), train, part, EvaluateParams())
+        return quality.sample_quality(Fixed(one_hot(torch.tensor(digits))), train, part, EvaluateParams())
 
     likeliest = math.exp(5) / (math.exp(5) + 9)
     other = (1 - likeliest) / 9
@@ -123,7 +123,7 @@ def digits(bundled, monkeypatch):
 def test_real_digits_are_as_near_as_the_floor_and_noise_is_far(digits):
     train, test = digits
     found = {
-        name: quality.sample_quality(Drawing(images), train, test, EvaluateParams())
+        name: quality.sample_quality(Fixed(images), train, test, EvaluateParams())
         for name, images in {"real": to_float(test.images.roll(1, 0)), "noise": torch.full((1, 784), 0.13)}.items()
     }
     assert found["real"]["classifier_images"] == 3000
@@ -135,7 +135,7 @@ def test_real_digits_are_as_near_as_the_floor_and_noise_is_far(digits):
 
 
 @pytest.mark.parametrize("latents", [1, 2])
-def test_a_model_is_measured_the_same_each_time_and_the_global_random_state_stays(digits, latents, monkeypatch):
+def test_the_seed_determines_the_metrics_and_the_global_random_state_is_unchanged(digits, latents, monkeypatch):
     monkeypatch.setattr(quality, "STEPS", 5)
     model = VAE.from_params(ModelParams(hidden_dims=(16,), latent_dim=latents, prior="standard"), 0)
     state = torch.get_rng_state()
