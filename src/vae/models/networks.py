@@ -25,6 +25,10 @@ ACTIVATIONS: dict[Activation, type[nn.Module]] = {
     "glu": nn.GLU,  # halves its input: see `Dense`
 }
 
+# Of a convolutional encoder's posterior. At first, so many layers map all images to nearly the same mean. If the
+# posterior were as wide as the prior, the latents would be noise, which the decoder learns to ignore for good.
+INITIAL_LOGVAR = -4.0
+
 # Of the weights; biases are set to 0. "default" leaves PyTorch's own initialization.
 INITIALIZATIONS: dict[Initialization, Callable[[Tensor], Tensor]] = {
     "xavier": nn.init.xavier_uniform_,  # Glorot & Bengio 2010
@@ -210,6 +214,11 @@ class ConvEncoder(Encoder):
         images = x.view(-1, 1, self.side, self.side).contiguous(memory_format=torch.channels_last)
         h: Tensor = self.hidden(images)
         return h
+
+    def posterior(self, features: Tensor) -> Tensor:
+        """[B, C, 7, 7] -> mean and log-variance side by side, [B, 2L]."""
+        mu, logvar = super().posterior(features).chunk(2, -1)
+        return torch.cat([mu, logvar + INITIAL_LOGVAR], -1)
 
 
 class ConvDecoder(Decoder):
