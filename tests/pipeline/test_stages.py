@@ -23,7 +23,6 @@ from vae.device import resolve
 from vae.evaluation import likelihood
 from vae.files import sha256
 from vae.models.vae import VAE
-from vae.tracking import store as tracking
 from vae.tracking.store import mlflow
 from vae.training.loop import validate
 
@@ -211,8 +210,8 @@ def test_download_repairs_damaged_files(stage, project):
 
 def test_the_checkpoints_of_an_evaluation_stay_until_everything_is_written(stage, project, monkeypatch):
     monkeypatch.setattr(likelihood, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
-    with monkeypatch.context() as interrupted:  # Ctrl-C while the metrics are sent to MLflow
-        interrupted.setattr(tracking, "resume", Mock(side_effect=KeyboardInterrupt))
+    with monkeypatch.context() as interrupted:  # Ctrl-C when the files are written, before they are logged
+        interrupted.setattr(likelihood, "describe", Mock(side_effect=KeyboardInterrupt))
         assert stage("evaluate").code == 130
     (folder,) = (project / ".ckpt/evaluate").iterdir()
     before = project.outputs()
