@@ -303,7 +303,7 @@ def test_flat_names_every_parameter_once():
         ("{beta: {low: 0, high: 1, log: true}}", "beta: a logarithmic range starts above 0, not at 0.0"),
         ("{betta: [1, 2]}", "'betta' is no parameter of model or train: did you mean 'beta'?"),
         ("{train.beta: [1, 2]}", "'train.beta' is no parameter of model or train: did you mean 'beta'?"),
-        ("{epochs: [1, 2]}", "epochs can't be searched: search.epochs says how long a trial trains"),
+        ("{epochs: [1, 2]}", "epochs can't be searched: search.epochs sets the length of all trials"),
         ("{latent_dim: {low: 0, high: 8}}", "latent_dim is 0, allowed is greater than or equal to 1"),
         ("{latent_dim: {low: 1.5, high: 8}}", "latent_dim is 1.5, allowed is a valid integer"),
         ("{activation: [silu, swish]}", "activation is 'swish', allowed is 'silu', 'relu', 'gelu', 'tanh' or 'glu'"),

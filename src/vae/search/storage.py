@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,46 +51,41 @@ def open_journal() -> JournalStorage:
     """The journal as an Optuna storage. Raises SearchError where it is damaged."""
     path = journal_path()
     try:
-        lock: Any = _JournalLock(path)
-        return JournalStorage(JournalFileBackend(str(path), lock))
+        return JournalStorage(_Journal(path))
     except OSError as error:
         raise SearchError(f"{path} can't be used: {error.strerror}") from None
     except Exception as error:  # replaying a damaged record can raise anything
-        raise SearchError(
-            f"{path} is damaged ({type(error).__name__}: {error}): move it away to start a new study"
-        ) from None
+        raise SearchError(f"{path} is damaged ({type(error).__name__}): move it away to start a new study") from None
 
 
-class _JournalLock:
-    """A lock of the operating system's, which ends with its process, unlike Optuna's lock files.
+class _Journal(JournalFileBackend):
+    """Optuna's journal with a lock of the operating system's, which ends with its process, unlike Optuna's lock files.
 
     Before a record is appended, an incomplete last line (full disk, power loss) is cut off: the new record would
-    continue it.
+    continue it. A file that has become shorter ends its search.
     """
 
     def __init__(self, path: Path) -> None:
-        self._path, self._size = path, 0
-        self._lock = FileLock(path.with_suffix(".lock"), poll_interval=0.005)
+        self._path = path
+        lock: Any = FileLock(path.with_suffix(".lock"), poll_interval=0.005)
+        self._system_lock = lock
+        super().__init__(str(path), lock)
 
-    def acquire(self) -> bool:
-        self._lock.acquire()
-        try:
-            with self._path.open("rb+") as file:
-                content_size = file.seek(0, os.SEEK_END)
-                if content_size < self._size:
-                    raise SearchError(f"{self._path} was truncated while a search was running: start it again")
-                file.seek(max(0, content_size - 1))
-                if file.read() not in (b"", b"\n"):
-                    file.seek(0)
-                    file.truncate(file.read().rfind(b"\n") + 1)
-        except BaseException:
-            self._lock.release()
-            raise
-        return True
+    def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
+        """Yield the records from a number on. Raises SearchError if the file was truncated meanwhile."""
+        end = next(reversed(self._log_number_offset.values()))  # of the last record that was read
+        if self._path.stat().st_size < end:
+            raise SearchError(f"{self._path} was truncated while a search was running: start it again")
+        yield from super().read_logs(log_number_from)
 
-    def release(self) -> None:
-        self._size = self._path.stat().st_size
-        self._lock.release()
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Append records behind the last complete one."""
+        with self._system_lock, self._path.open("rb+") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+            if file.read() not in (b"", b"\n"):
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
+            super().append_logs(logs)
 
 
 def _open_database(url: str) -> RDBStorage:

@@ -198,6 +198,8 @@ def _work(
     except (VAEError, OSError) as error:  # such as a full disk
         errors.send(str(error))
         sys.exit(1)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # this process is ending
 
 
 def _end_with_parent() -> None:
