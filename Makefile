@@ -18,7 +18,7 @@ TRAIN_FLAGS = $(call flag,epochs,EPOCHS) $(call flag,batch_size,BATCH_SIZE) $(ca
 PUBLISHED_FLAGS = $(foreach recipe,$(call given,RECIPES),$(call quoted,$(recipe))) $(call flag,epochs,EPOCHS)
 SEARCH_FLAGS = $(call flag,n_trials,TRIALS) $(call flag,epochs,EPOCHS) $(call flag,workers,WORKERS)
 
-.PHONY: help setup repro train search adopt dashboard examples theory ui test test-slow torture lint audit format bench published speedrun load clean
+.PHONY: help setup repro train search adopt dashboard examples theory ui sync test test-slow torture lint audit format bench published speedrun load clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -59,7 +59,10 @@ examples: $(READY)  ## Run the five examples of the library: results/examples/ (
 	python -m vae.examples $(if $(call given,QUICK),--quick)
 
 ui: $(READY)  ## Serve the MLflow UI on http://127.0.0.1:5000
-	python -m vae.tracking
+	python -m vae.tracking ui
+
+sync: $(READY)  ## Log to MLflow what it could not take before
+	@python -m vae.tracking sync
 
 theory: $(READY)  ## Check the statements of docs/theory.md and redraw its pictures
 	python -m vae.theory

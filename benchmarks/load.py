@@ -22,7 +22,7 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vae.tracking import store as tracking  # first: it configures MLflow before that is imported
+from vae import tracking  # first: it configures MLflow before that is imported
 
 # isort: split
 import numpy as np
@@ -66,6 +66,9 @@ def row(what: str, size: str, figure: str, unit: str, value: float, than: str = 
 # Many processes that log
 
 
+DATASET = {"name": "MNIST", "source": "bundled", "sha256": {"train-images-idx3-ubyte": "0" * 64}}
+
+
 class Logged(NamedTuple):
     """Seconds until a run was open and had its parameters, and seconds to log each epoch."""
 
@@ -78,8 +81,8 @@ def log_run(name: str, epochs: int) -> Logged:
     params, train = Params(), TrainParams(device="cpu", precision="fp32")
     started = time.perf_counter()
     tracking.connect()
-    with tracking.run(name) as run:
-        tracking.log_params(run, params, resolve(train))
+    with tracking.open_run(name) as run:
+        tracking.log_settings(run, params, resolve(train), DATASET)
         times = [time.perf_counter()]
         for epoch in range(1, epochs + 1):
             run.log_metrics(metrics_of(epoch), step=epoch)
@@ -306,9 +309,9 @@ def server() -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-c", f"from vae.tracking.store import serve_ui; serve_ui({port})"]
+    command, environment = [sys.executable, "-m", "vae.tracking", "ui"], {**os.environ, "MLFLOW_PORT": str(port)}
     with subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     ) as process:
         try:
             yield wait_until_healthy(f"http://127.0.0.1:{port}")

@@ -24,13 +24,13 @@ from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
 from timing import best_rates, rate
+from vae import tracking
 from vae.config import DataParams, Params, TrainParams
 from vae.data.datasets import FILES, Split, gunzip, load, split_validation
 from vae.data.download import fetch
 from vae.device import Hardware, resolve
 from vae.files import write_json
 from vae.models.vae import VAE
-from vae.tracking import store as tracking
 from vae.training.loop import Record, fit
 from vae.workflow.command_line import errors_in_one_line
 from vae.workflow.stages import mnist_dir
@@ -136,7 +136,7 @@ def measure_speed(raw: Path, root: Path, train: Split) -> dict[str, dict[str, fl
     }
 
 
-def measure_tracking(train: Split, folder: Path) -> float:
+def measure_tracking(dataset: dict[str, Any], train: Split, folder: Path) -> float:
     """Seconds that a default training spends in MLflow calls, divided by those of its training."""
     os.environ["DVC_ROOT"] = str(folder)
     os.environ.pop("MLFLOW_TRACKING_URI", None)
@@ -149,8 +149,8 @@ def measure_tracking(train: Split, folder: Path) -> float:
     tracking.connect()  # creates the database, which is needed once for all runs
     started = time.perf_counter()
     tracking.connect()
-    with tracking.run(tracking.run_name(params)) as run:
-        tracking.log_params(run, params, hardware)
+    with tracking.open_run(tracking.run_name(params)) as run:
+        tracking.log_settings(run, params, hardware, dataset)
         for epoch in range(params.train.epochs):
             run.log_metrics(records[-1], step=epoch)
     return (time.perf_counter() - started) / (params.train.epochs * records[-1]["train/seconds"])
@@ -215,7 +215,7 @@ def main() -> None:
             **measure_speed(raw, folder, train),
             "noop_repro_ratio": round(measure_noop(folder), 2),
             "tracking_overhead": round(
-                measure_tracking(split_validation(train, DataParams().validation_size)[0], folder), 4
+                measure_tracking(dataset, split_validation(train, DataParams().validation_size)[0], folder), 4
             ),
         }
     write_json(OUTPUT, result)

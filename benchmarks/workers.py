@@ -17,13 +17,13 @@ from unittest.mock import patch
 import optuna
 from ruamel.yaml import YAML
 
+from vae import tracking
 from vae.config import Params, load_params
 from vae.errors import DataError
 from vae.files import write_json
 from vae.search import workers
 from vae.search.storage import journal_path, open_journal
 from vae.search.trial import Worker
-from vae.tracking import store as tracking
 from vae.training.loop import Fitted, OnEpoch, Record, fit
 from vae.workflow.command_line import errors_in_one_line
 from vae.workflow.stages import RAW, read_dataset

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from vae import tracking
 from vae.checkpoints import Checkpoints
 from vae.config import Params
 from vae.data.binarization import binarize_once
@@ -18,7 +19,6 @@ from vae.evaluation.linear_probe import linear_probe_accuracy, posterior_means
 from vae.evaluation.sample_quality import sample_quality
 from vae.files import sha256, write_atomically, write_json
 from vae.models.vae import VAE
-from vae.tracking import store as tracking
 from vae.workflow.command_line import RESUMED, run_stage
 from vae.workflow.stages import METRICS, MODEL, RAW, checkpoint_folder, load_model, read_dataset, read_run_id
 
@@ -27,11 +27,12 @@ def main(params: Params) -> None:
     """Evaluate, write the metrics, and add them to the MLflow run of the training."""
     hardware = resolve(params.train)
     model = load_model(params, hardware.device)
+    dataset = read_dataset()
     protocol = {
         "importance_samples": params.evaluate.importance_samples,
         "precision": params.evaluate.precision,
         "binarization": params.data.binarization,
-        "dataset": read_dataset()["name"],
+        "dataset": dataset["name"],
         "split": "test",
         "seed": params.seed,
         "weights_sha256": sha256(MODEL),
@@ -52,7 +53,7 @@ def main(params: Params) -> None:
     write_arrays(METRICS / "test_nll.npz", neg_elbo=neg_elbo, nll=nll, labels=labels, **protocol)
     write_arrays(METRICS / "latents.npz", mu=result.mu, logvar=result.logvar, labels=labels)
     print(describe(metrics, params))
-    with tracking.resume(params, hardware, read_run_id()) as run:
+    with tracking.resume(params, hardware, dataset, sha256(MODEL), read_run_id()) as run:
         run.log_metrics(metrics, prefix="test/")
         run.log_artifact(METRICS / "per_class.csv")
     checkpoints.delete()

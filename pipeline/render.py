@@ -9,14 +9,15 @@ from zipfile import BadZipFile
 import numpy as np
 import pandas as pd
 
+from vae import tracking
 from vae.config import Params
 from vae.data.datasets import load
 from vae.device import resolve
 from vae.errors import DataError
+from vae.files import sha256
 from vae.plots.report import save_figures
-from vae.tracking import store as tracking
 from vae.workflow.command_line import run_stage
-from vae.workflow.stages import FIGURES, METRICS, RAW, load_model, read_run_id
+from vae.workflow.stages import FIGURES, METRICS, MODEL, RAW, load_model, read_dataset, read_run_id
 
 
 def main(params: Params) -> None:
@@ -27,7 +28,8 @@ def main(params: Params) -> None:
     tracking.connect()
     figures = save_figures(model, load(RAW, "test"), mu, logvar, history, params, FIGURES)
     print(f"{len(figures)} figures in {FIGURES}/: {', '.join(path.stem for path in figures)}")
-    with tracking.resume(params, resolve(params.train), read_run_id()) as run:
+    hardware = resolve(params.train)
+    with tracking.resume(params, hardware, read_dataset(), sha256(MODEL), read_run_id()) as run:
         for path in figures:
             run.log_artifact(path, "figures")
 

@@ -1,9 +1,9 @@
 """Train the VAE: data/raw -> models/vae.safetensors, metrics/train.json, metrics/history.csv."""
 
+from vae import tracking
 from vae.config import Params
 from vae.device import resolve
 from vae.files import sha256, write_json
-from vae.tracking import store as tracking
 from vae.workflow.command_line import RESUMED, run_stage
 from vae.workflow.stages import METRICS, MODEL, RAW, checkpoint_folder, read_dataset, write_run
 from vae.workflow.tracked_training import tracked_training

@@ -13,15 +13,19 @@ from urllib.request import urlopen
 from support import ENVIRONMENT
 
 
+def free_port():
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        return unused.getsockname()[1]
+
+
 class Server:
     """A server over a copy of `database`, in `folder`: the leader of a group of processes; it runs in a `with`."""
 
     def __init__(self, folder, database):
         self.folder = folder
         shutil.copy(database, folder / "server.db")
-        with socket.socket() as unused:
-            unused.bind(("127.0.0.1", 0))
-            self.port = unused.getsockname()[1]
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.process = None
 

@@ -1,9 +1,9 @@
 """A small search, and a folder in which it runs in this process."""
 
 from support import ROOT
+from vae import tracking
 from vae.config import load_params
 from vae.search.trial import Worker
-from vae.tracking import store as tracking
 from vae.tracking.store import SEARCH_EXPERIMENT, mlflow
 
 DATASET = {"name": "MNIST", "sha256": {"train-images-idx3-ubyte": "0"}}

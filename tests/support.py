@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -101,3 +102,16 @@ class Project:
     def copy(self, root):
         shutil.copytree(self.root, root)
         return Project(root)
+
+
+@contextmanager
+def stage_process(*arguments, **options):
+    """A Python process in a group of its own, with pipes; the group is killed when the block ends."""
+    pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, *arguments], text=True, start_new_session=True, **pipes, **options)
+    with process:
+        try:
+            yield process
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from vae.config import Params
-from vae.errors import ConfigError, DataError, hide_passwords
+from vae.errors import ConfigError, DataError
 from vae.workflow.command_line import ArgumentParser, errors_in_one_line, scalar, spellings
 
 WITHOUT_FLAGS = {"search"}
@@ -32,12 +32,12 @@ def train(params: Params, output: Path, data: Path) -> None:
     """Train on the images in `data`/raw, downloaded if need be, evaluate and plot; all results go to `output`."""
     import pandas as pd
 
+    from vae import tracking
     from vae.data.binarization import binarize_once
     from vae.data.datasets import load
     from vae.evaluation.likelihood import describe, evaluate
     from vae.files import write_json
     from vae.plots.report import save_figures
-    from vae.tracking import store as tracking
     from vae.workflow.stages import fetch_dataset
     from vae.workflow.tracked_training import tracked_training
 
@@ -59,7 +59,7 @@ def train(params: Params, output: Path, data: Path) -> None:
         for path in figures:
             training.run.log_artifact(path, "figures")
     print(f"{output / WEIGHTS}, for VAE.load; beside it {len(figures)} figures, metrics.json and history.csv")
-    print(f"run {training.run.id} of {tracking.EXPERIMENT} in {hide_passwords(tracking.tracking_uri())}")
+    print(f"run {training.run.id} of {tracking.EXPERIMENT} in {tracking.shown_store()}")
 
 
 def _check_folder(params: Params, raw: Path, dataset: Path) -> None:

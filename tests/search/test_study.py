@@ -191,7 +191,7 @@ def test_trials_continue_without_mlflow(here, monkeypatch):
         raise mlflow.exceptions.MlflowException("no room")
 
     worker = here.worker(small(n_trials=1))
-    monkeypatch.setattr(mlflow, "start_run", refuse)
+    monkeypatch.setattr(mlflow.MlflowClient, "create_run", refuse)
     worker.run()
     assert [each.state for each in worker.study.trials] == [COMPLETE]
 

@@ -18,13 +18,12 @@ from optuna.samplers import TPESampler
 from optuna.storages import BaseStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from vae import tracking
 from vae.config import Params
 from vae.errors import SearchError
 from vae.files import TRAINING_CODE, fingerprint
 from vae.search.space import current_values, distributions, dotted_names
 from vae.search.storage import exclusive_lock
-from vae.tracking import store as tracking
-from vae.tracking.run import tolerant
 
 HEARTBEAT_SECONDS = 5
 DEAD_SECONDS = 20  # without a heartbeat, after which a trial's worker counts as dead
@@ -69,8 +68,8 @@ def open_study(params: Params, dataset: Mapping[str, Any], storage: BaseStorage,
             study = optuna.create_study(storage=storage, study_name=name, directions=["minimize"] * len(names))
             study.set_metric_names(names)
         if MLFLOW_RUN not in study.user_attrs:
-            with tolerant():
-                study.set_user_attr(MLFLOW_RUN, tracking.new_search(params))
+            with tracking.tolerant():
+                study.set_user_attr(MLFLOW_RUN, tracking.new_search(params, dataset))
         trials = study.get_trials(deepcopy=False)
         if len(counted(trials)) < params.search.n_trials:
             study.enqueue_trial(current_values(params), skip_if_exists=True)
@@ -184,7 +183,7 @@ class DeadTrials:
             if now - seen < DEAD_SECONDS:
                 continue
             if parent := study.user_attrs.get(MLFLOW_RUN):
-                with tolerant():
+                with tracking.tolerant():
                     tracking.end_dead_trial(trial.number, parent)
             release(study, trial.number)
         requeue_lost(study)

@@ -29,8 +29,7 @@ from vae.search.study import (
     release,
     requeue_lost,
 )
-from vae.tracking import store as tracking
-from vae.tracking.run import Run
+from vae.tracking import Run, trial_run
 from vae.training.loop import Record, criterion, fit
 
 POLL_SECONDS = 1.0
@@ -42,7 +41,7 @@ class Worker:
     """Holds what all trials of a process share: the study, the images, the device."""
 
     def __init__(self, params: Params, dataset: Mapping[str, Any], folder: Path, name: str, number: int) -> None:
-        self.params, self.name = params, name
+        self.params, self.dataset, self.name = params, dataset, name
         self.train, self.validation = split_validation(load(folder, "train"), params.data.validation_size)
         self.storage = open_storage()
         self.study = open_study(params, dataset, self.storage, number)
@@ -113,9 +112,10 @@ class Worker:
             torch.cuda.empty_cache()  # of an earlier trial that ran out of memory
         state, started = "KILLED", time.perf_counter()
         history: list[Record] = []
-        with tracking.trial_run(trial.number, self.study.user_attrs.get(MLFLOW_RUN), params, hardware) as run:
+        parent = self.study.user_attrs.get(MLFLOW_RUN)
+        with trial_run(trial.number, parent, params, hardware, self.dataset) as run:
             try:
-                trial.set_user_attr(MLFLOW_RUN, run and run.id)
+                trial.set_user_attr(MLFLOW_RUN, run.id)
                 self._fit(trial, params, hardware, history, run)
                 state = "COMPLETE"
             except optuna.TrialPruned:
@@ -125,25 +125,25 @@ class Worker:
                 raise
             finally:
                 key = criterion(params.train)
-                metrics = _store_metrics(trial, history, key, time.perf_counter() - started)
-                if run:
-                    run.log_metrics(metrics, prefix="summary/val/")
-                    run.log_tags({"state": state})
+                seconds = round(time.perf_counter() - started, 3)
+                metrics = _store_metrics(trial, history, key, seconds)
+                run.log_metrics(metrics, prefix="summary/val/")
+                run.log_metrics({"seconds": seconds}, prefix="summary/")
+                run.log_tags({"state": state})
         if state == "PRUNED":  # raised only here, since a pruned trial's run in MLflow has not failed
             raise optuna.TrialPruned
         if params.search.objective == "rate_distortion":
             return metrics["reconstruction"], metrics["kl"]
         return metrics[key.removeprefix("val/")]
 
-    def _fit(self, trial: Trial, params: Params, hardware: Hardware, history: list[Record], run: Run | None) -> None:
+    def _fit(self, trial: Trial, params: Params, hardware: Hardware, history: list[Record], run: Run) -> None:
         # The values of params.yaml are trained to the end: all others are compared with them.
         may_prune = trial.params != current_values(self.params)
 
         def on_epoch(record: Record) -> None:
             history.append(record)
             epoch = int(record["epoch"])
-            if run:
-                run.log_metrics({name: value for name, value in record.items() if "/" in name}, step=epoch)
+            run.log_metrics({name: value for name, value in record.items() if "/" in name}, step=epoch)
             if params.search.objective == "elbo":
                 trial.report(record[criterion(params.train)], epoch)
                 if may_prune and epoch < params.train.epochs and trial.should_prune():
@@ -166,7 +166,7 @@ class Worker:
 def _store_metrics(trial: Trial, history: list[Record], key: str, seconds: float) -> Record:
     """Store with the trial `key` of every epoch, and the best epoch's validation metrics, which are returned."""
     trial.set_user_attr("curve", [record[key] for record in history])
-    trial.set_user_attr("seconds", round(seconds, 3))
+    trial.set_user_attr("seconds", seconds)
     if not history:
         return {}
     best = min(history, key=lambda record: record[key])

@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from optuna.trial import TrialState
 from tqdm import tqdm
 
+from vae import tracking
 from vae.config import Params
 from vae.device import resolve
 from vae.errors import SearchError, VAEError
@@ -30,8 +31,6 @@ from vae.search import report
 from vae.search.storage import DATABASE_ERRORS, database_errors_in_one_line, open_storage, search_folder, storage_url
 from vae.search.study import MLFLOW_RUN, check_failure_limit, finished, in_state, open_study, score
 from vae.search.trial import Worker
-from vae.tracking import store as tracking
-from vae.tracking.run import tolerant
 
 STOP_SECONDS = 5.0  # for workers to end after Ctrl-C, before they are killed
 GIGABYTES_PER_WORKER = 1.5
@@ -82,13 +81,14 @@ def search(params: Params, dataset: Mapping[str, Any], folder: Path) -> None:
         study = open_study(params, dataset, open_storage())
         done = len(finished(study))
         print(f"study {study.study_name}: {done} of {params.search.n_trials} trials done", flush=True)
-        with tracking.run("search", run_id=study.user_attrs.get(MLFLOW_RUN)) as run:
+        with tracking.open_run("search", study.user_attrs.get(MLFLOW_RUN, ""), tracking.SEARCH_EXPERIMENT) as run:
             if study.user_attrs.get(MLFLOW_RUN) != run.id:
                 study.set_user_attr(MLFLOW_RUN, run.id)
             if done < params.search.n_trials:
                 _run_trials(study, params, dataset, folder)
             written = report.write(study, params)
             tracking.log_search(run, report.summary(study, params), written)
+        tracking.sync()
         print(report.closing_table(study, params))
 
 
@@ -190,7 +190,7 @@ def _work(
     threading.Thread(target=_end_with_parent, daemon=True).start()
     tqdm.set_lock(threading.RLock())  # as in _watch: a worker that takes too long to end is killed
     torch.set_num_threads(threads)
-    with tolerant():
+    with tracking.tolerant():
         tracking.connect(tracking.SEARCH_EXPERIMENT)
     try:
         with database_errors_in_one_line():

@@ -1,226 +1,291 @@
-"""A run in MLflow that loses nothing of what it is told, whatever becomes of MLflow meanwhile.
+"""A run in MLflow that loses nothing, whatever happens to MLflow meanwhile.
 
-What a call can't send is kept, in order, in memory and in a folder of the run's, and goes first at the next call.
-What is left when the process ends is sent by the next one (`send_unsent`). Times are those of the first attempt, so
-that MLflow knows a figure which it is sent twice.
+What MLflow does not take is kept in `mlruns/unsynced/`. It is logged by the run's next call, or else by `sync`: at the
+start of the next stage, or by `make sync`.
 """
 
 import json
-import logging
-import os
 import shutil
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
-
-# Before MLflow is imported: a dead server is given up after seconds, not minutes; nothing is reported home.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+from typing import Any, ClassVar
+from uuid import uuid4
 
 import mlflow
-import requests
-from alembic.util import CommandError
 from filelock import FileLock, Timeout
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
-from sqlalchemy.exc import SQLAlchemyError
+from mlflow.tracking.context.registry import resolve_tags
 
-from vae.errors import TrackingError
-from vae.files import write_json
+from vae.errors import TrackingError, hide_passwords, one_line
+from vae.files import project_root, write_atomically
+from vae.tracking.store import EXPERIMENT, MLFLOW_ERRORS, experiment_id, shown_store, store_id
 
-__all__ = ["TROUBLE", "MlflowException", "Run", "mlflow", "one_line", "send_unsent", "tolerant", "warn_once"]
-
-# What MLflow raises when its store is in trouble: its own errors, and those of what it stands on.
-TROUBLE = (MlflowException, requests.RequestException, SQLAlchemyError, CommandError, ImportError, OSError)
-REFUSALS = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # the run is gone, or deleted
-logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it prints a traceback of what it raises
-PATIENCE = 10  # after an attempt in vain, none for ten times as long as that took: MLflow's trouble costs a tenth
-ENTRIES = "entries.json"
-
-Entry = dict[str, Any]
+BACKOFF = 10  # times the duration of a failed attempt without another one: they cost at most a tenth of the time
+REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
+NO_SUCH_RUN = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST")
+KEY = "run.key"  # the tag by which a run is found whose creation succeeded although it seemed to fail
 
 
-class Run:
-    """An open run. `folder` is where it keeps what it can't send; `params` are those that it has already."""
-
-    def __init__(self, run_id: str, folder: Path, params: Mapping[str, str] | None = None) -> None:
-        self.id = run_id
-        self._folder = folder
-        self._params = set(params or ())
-        self._unsent = _kept_in(folder)
-        self._not_before = 0.0
-
-    def log_params(self, params: Mapping[str, Any]) -> None:
-        """Add parameters. A run's can't change: those that it has stay."""
-        self._log({"params": {name: str(value) for name, value in params.items() if name not in self._params}})
-
-    def log_metrics(self, metrics: Mapping[str, Any], prefix: str = "", step: int = 0) -> None:
-        """Add the numbers among `metrics`, under `prefix`."""
-        numbers = {f"{prefix}{key}": float(value) for key, value in metrics.items() if isinstance(value, int | float)}
-        self._log({"metrics": numbers, "step": step})
-
-    def log_tags(self, tags: Mapping[str, Any]) -> None:
-        """Set tags."""
-        self._log({"tags": {key: str(value) for key, value in tags.items()}})
-
-    def log_dataset(self, name: str, digest: str, folder: Path | str) -> None:
-        """Add the data set that it is trained on, and that lies in `folder`."""
-        self._log({"dataset": [name, digest, "local", json.dumps({"uri": str(folder)})]})
-
-    def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """Add a file."""
-        self._log({"artifact": str(path.absolute()), "folder": folder})
-
-    def end(self, status: str) -> None:
-        """End it as FINISHED, FAILED or KILLED, with a last attempt to send what is left."""
-        try:
-            with uninterrupted():
-                mlflow.end_run(status)
-        except TROUBLE as error:
-            warn_once(error)
-            self._unsent.append({"status": status, "timestamp": _now()})
-        if self._unsent:
-            self.send()
-
-    def send(self) -> bool:
-        """Send what waits, in order; false where MLflow refuses some of it for good."""
-        self._unsent.sort(key=lambda entry: "artifact" in entry)  # files lie elsewhere, and hold up nothing else
-        started = time.monotonic()
-        refused = False
-        try:
-            with uninterrupted():
-                while self._unsent:
-                    _send(self.id, self._unsent[0])
-                    del self._unsent[0]
-        except TROUBLE as error:
-            warn_once(error)
-            refused = isinstance(error, MlflowException) and error.error_code in REFUSALS
-            self._not_before = time.monotonic() + PATIENCE * (time.monotonic() - started)
-        self._keep()
-        return not refused
-
-    def forget(self) -> None:
-        """Delete what it has kept."""
-        self._unsent = []
-        self._keep()
-
-    def _log(self, entry: Entry) -> None:
-        self._unsent.append({**entry, "timestamp": _now()})
-        if time.monotonic() >= self._not_before:
-            self.send()
-        else:
-            self._keep()
-
-    def _keep(self) -> None:
-        """Make the folder hold what is unsent, with copies of files, which the next training may write anew."""
-        if not self._unsent:
-            if self._folder.exists():
-                shutil.rmtree(self._folder, ignore_errors=True)
-            return
-        try:
-            for entry in self._unsent:
-                if "artifact" in entry and self._folder not in (path := Path(entry["artifact"])).parents:
-                    copy = self._folder / "files" / (entry["folder"] or "") / path.name
-                    copy.parent.mkdir(parents=True, exist_ok=True)
-                    entry["artifact"] = str(shutil.copy(path, copy))
-            write_json(self._folder / ENTRIES, self._unsent)
-        except OSError as error:  # no place for it: it stays in memory
-            warn_once(error)
-
-
-def send_unsent(folder: Path) -> None:
-    """Send what runs of earlier processes have kept in folders of their own in `folder`.
-
-    What MLflow refuses, since the run was deleted, is dropped with a warning; what it can't take now is kept.
-    """
-    if not folder.is_dir():
-        return
-    try:
-        with FileLock(folder / ".lock", blocking=False):
-            for path in sorted(folder.glob(f"*/{ENTRIES}")):
-                run = Run(path.parent.name, path.parent)
-                if not run.send():
-                    print(f"warning: run {run.id} takes nothing more: what was kept for it is dropped", file=sys.stderr)
-                    run.forget()
-    except Timeout:  # another process is at it
-        pass
-
-
-def _kept_in(folder: Path) -> list[Entry]:
-    try:
-        entries: list[Entry] = json.loads((folder / ENTRIES).read_text())
-        return entries
-    except (OSError, ValueError):
-        return []
-
-
-def _send(run_id: str, entry: Entry) -> None:
-    client = MlflowClient()
-    log_batch = partial(client.log_batch, run_id, synchronous=True)
-    match entry:
-        case {"metrics": metrics, "step": step, "timestamp": timestamp}:
-            log_batch(metrics=[Metric(key, value, timestamp, step) for key, value in metrics.items()])
-        case {"params": params}:
-            log_batch(params=[Param(key, value) for key, value in params.items()])
-        case {"tags": tags}:
-            log_batch(tags=[RunTag(key, value) for key, value in tags.items()])
-        case {"dataset": dataset}:
-            context = [InputTag("mlflow.data.context", "training")]
-            client.log_inputs(run_id, [DatasetInput(Dataset(*dataset), context)])
-        case {"artifact": path, "folder": folder}:
-            if Path(path).exists():  # else another process has sent it meanwhile
-                client.log_artifact(run_id, path, folder)
-        case {"status": status, "timestamp": timestamp}:
-            client.set_terminated(run_id, status, timestamp)
+def unsynced() -> Path:
+    """Where runs keep what MLflow has yet to take, each in a folder of its own."""
+    return project_root() / "mlruns" / "unsynced"
 
 
 def _now() -> int:
     return int(time.time() * 1000)
 
 
-_warned = False
+@dataclass
+class Run:
+    """A run in MLflow, and what MLflow has yet to take of it, which is also its `run.json` in `mlruns/unsynced/<key>/`.
+
+    Logging never raises MLflow's errors. What is logged twice with the same time is in MLflow once.
+    """
+
+    name: str
+    id: str = ""  # empty: it is yet to be created
+    experiment: str = EXPERIMENT
+    store: str = field(default_factory=store_id)
+    key: str = field(default_factory=lambda: uuid4().hex)
+    start_time: int = field(default_factory=_now)  # in milliseconds, as all times
+    end_time: int | None = None
+    status: str | None = None
+    params: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    metrics: list[tuple[str, float, int, int]] = field(default_factory=list)  # name, value, time, step
+    dataset: list[str] | None = None
+    artifacts: list[tuple[str, str | None]] = field(default_factory=list)  # file, folder in MLflow
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Add parameters. Those that the run has can't change."""
+        self.params |= {name: hide_passwords(str(value)) for name, value in params.items()}
+        self._log()
+
+    def log_tags(self, tags: Mapping[str, Any]) -> None:
+        """Set tags."""
+        self.tags |= {name: hide_passwords(str(value)) for name, value in tags.items()}
+        self._log()
+
+    def log_metrics(self, metrics: Mapping[str, Any], prefix: str = "", step: int = 0) -> None:
+        """Add the numbers among `metrics`, under `prefix`."""
+        numbers = {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
+        self.metrics += [(f"{prefix}{name}", value, _now(), step) for name, value in numbers.items()]
+        self._log()
+
+    def log_dataset(self, name: str, digest: str, folder: Path | str) -> None:
+        """Add the data set that the run trains on, and that is in `folder`."""
+        self.dataset = [name, digest, "local", json.dumps({"uri": str(folder)})]
+        self._log()
+
+    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        """Add a file."""
+        self.artifacts.append((str(path.absolute()), folder))
+        self._log()
+
+    def end(self, status: str) -> None:
+        """End the run as FINISHED, FAILED or KILLED."""
+        self.status, self.end_time = status, _now()
+        self._log()
+
+    def last_step(self, metric: str) -> int:
+        """The last step of `metric` in MLflow, 0 if there is none. Raises TrackingError if MLflow is in trouble."""
+        try:
+            return max((point.step for point in MlflowClient().get_metric_history(self.id, metric)), default=0)
+        except MLFLOW_ERRORS as error:
+            raise TrackingError(f"run {self.id} can't be read: {one_line(error)}") from None
+
+    def create(self) -> None:
+        """Create the run, unless that was done in an attempt that seemed to fail. Raises one of MLFLOW_ERRORS."""
+        client, experiment = MlflowClient(), experiment_id(self.experiment)
+        created = client.search_runs([experiment], f"tags.`{KEY}` = '{self.key}'")
+        tags = resolve_tags({**self.tags, KEY: self.key})
+        run = created[0] if created else client.create_run(experiment, self.start_time, tags, self.name)
+        self.id = run.info.run_id
+
+    def _log(self) -> None:
+        if time.monotonic() >= _Attempts.next:
+            with tolerant():
+                return self.log_pending()
+        self._keep()
+
+    def log_pending(self) -> None:
+        """Log what MLflow has yet to take. Raises one of MLFLOW_ERRORS."""
+        client = MlflowClient()
+        if not self.id:
+            self.create()
+        entries = [Param(*item) for item in self.params.items()], [RunTag(*item) for item in self.tags.items()]
+        self._log_entries([*entries[0], *entries[1], *(Metric(*metric) for metric in self.metrics)])
+        self.params, self.tags, self.metrics = {}, {}, []
+        if self.dataset:
+            training = InputTag("mlflow.data.context", "training")
+            client.log_inputs(self.id, [DatasetInput(Dataset(*self.dataset), [training])])
+            self.dataset = None
+        if self.status:
+            client.set_terminated(self.id, self.status, self.end_time)
+            self.status = None
+        while self.artifacts:  # last: they are large, and stored elsewhere
+            path, folder = self.artifacts[0]
+            if (self._folder / path).exists():
+                client.log_artifact(self.id, str(self._folder / path), folder)
+            del self.artifacts[0]
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _log_entries(self, entries: Sequence[Param | RunTag | Metric]) -> None:
+        """Log the entries but for those that MLflow refuses, which are found by halving."""
+        kinds = {"metrics": Metric, "params": Param, "tags": RunTag}
+        batch: dict[str, Any] = {name: [e for e in entries if isinstance(e, kind)] for name, kind in kinds.items()}
+        try:
+            MlflowClient().log_batch(self.id, **batch)
+        except MlflowException as error:
+            if error.error_code not in REFUSALS or not exists(self.id):
+                raise
+            if len(entries) > 1:
+                self._log_entries(entries[: len(entries) // 2])
+                self._log_entries(entries[len(entries) // 2 :])
+            else:
+                warn_once(f"MLflow refuses {entries[0].key}, which is left out", error)
+
+    @property
+    def _folder(self) -> Path:
+        return unsynced() / self.key
+
+    def _keep(self) -> None:
+        """Write what is pending to the folder, with copies of artifacts, which the next training may overwrite."""
+        try:
+            for number, (path, folder) in enumerate(self.artifacts):
+                if Path(path).is_absolute():
+                    copy = Path("artifacts", folder or "", Path(path).name)
+                    (self._folder / copy).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy(path, self._folder / copy)
+                    self.artifacts[number] = (str(copy), folder)
+            write_atomically(self._folder / "run.json", json.dumps(asdict(self), indent=1))
+        except OSError as error:  # a full disk: it stays in memory
+            warn_once(NOT_TRACKED, error)
 
 
-def warn_once(error: BaseException) -> None:
-    """One warning a process; from then on MLflow has a second, not ten, to answer."""
-    global _warned
-    if not _warned:
-        print(f"warning: not tracked in MLflow for now: {one_line(error)}", file=sys.stderr)
-    _warned = True
-    os.environ |= {"MLFLOW_HTTP_REQUEST_TIMEOUT": "1", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
-    logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # its threads would say the same again and again
+def sync() -> list[Path]:
+    """Log what runs of earlier processes could not. Returns the folders that remain.
+
+    They do if MLflow is in trouble, if the run is deleted or of another store, or if the folder is damaged.
+    """
+    if unsynced().exists():
+        with suppress(Timeout), FileLock(unsynced() / ".lock", blocking=False):
+            for path in unsynced().glob("*/run.json"):
+                with suppress(OSError, ValueError, TypeError):
+                    _log_kept(Run(**json.loads(path.read_text())))
+                if _Attempts.next - time.monotonic() > BACKOFF:  # it took more than a second to fail
+                    break
+    return sorted(path.parent for path in unsynced().glob("*/run.json"))
+
+
+def _log_kept(run: Run) -> None:
+    with tolerant():
+        if not run.id and run.store == store_id():
+            run.status = run.status or "KILLED"
+            run.log_pending()
+        elif run.id and exists(run.id):
+            run.log_pending()
+
+
+def exists(run_id: str) -> bool:
+    """Whether the store has the run, not deleted. Raises one of MLFLOW_ERRORS if that can't be known."""
+    try:
+        return bool(MlflowClient().get_run(run_id).info.lifecycle_stage == "active")
+    except MlflowException as error:
+        if error.error_code in NO_SUCH_RUN:
+            return False
+        raise
+
+
+@contextmanager
+def open_run(name: str, run_id: str = "", experiment: str = EXPERIMENT, *, required: bool = True) -> Iterator[Run]:
+    """Open the run `run_id`, or a new one called `name` if there is no such run, as MLflow's active run.
+
+    It ends as FINISHED, as FAILED after an error, and as KILLED after Ctrl-C or a termination. Raises TrackingError if
+    it is required and can't be opened; if it is not required, it is then kept until it can be logged.
+    """
+    sync()
+    opened = Run(name, run_id, experiment)
+    try:
+        if run_id and not exists(run_id):
+            print(f"warning: run {run_id} is not in {shown_store()}: opening a new one", file=sys.stderr)
+            opened.id = ""
+        if not opened.id:
+            opened.create()
+        mlflow.start_run(opened.id, log_system_metrics=True)
+    except MLFLOW_ERRORS as error:
+        if required:
+            raise TrackingError(f"no run can be opened in {shown_store()}: {one_line(error)}") from None
+        warn_once(NOT_TRACKED, error)
+    with ending(opened):
+        yield opened
+
+
+@contextmanager
+def ending(run: Run) -> Iterator[Run]:
+    """End the run with the block."""
+    status = "FAILED"
+    try:
+        yield run
+        status = "FINISHED"
+    except (KeyboardInterrupt, SystemExit):
+        status = "KILLED"
+        raise
+    finally:
+        if mlflow.active_run():
+            with tolerant():
+                mlflow.end_run(status)  # also ends the measurement of system metrics
+        run.end(status)
+
+
+class _Attempts:
+    """Of this process: what was reported, and when the next attempt may be made."""
+
+    reported: ClassVar[set[str]] = set()
+    next = 0.0
+
+
+NOT_TRACKED = "not tracked in MLflow for now"
 
 
 @contextmanager
 def tolerant() -> Iterator[None]:
-    """Trouble with MLflow becomes a warning: a training is worth more than its log."""
+    """Turn MLflow's errors into one warning a process: a training is worth more than its log."""
+    started = time.monotonic()
     try:
-        with uninterrupted():
+        with _uninterrupted():
             yield
-    except (*TROUBLE, TrackingError) as error:
-        warn_once(error)
+        _Attempts.next = 0.0
+    except (*MLFLOW_ERRORS, TrackingError) as error:
+        failed = time.monotonic()
+        _Attempts.next = failed + BACKOFF * (failed - started)
+        warn_once(NOT_TRACKED, error)
+
+
+def warn_once(warning: str, error: BaseException) -> None:
+    """Print a warning once a process."""
+    if warning not in _Attempts.reported:
+        print(f"warning: {warning}: {one_line(error)}", file=sys.stderr)
+    _Attempts.reported.add(warning)
 
 
 @contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Ctrl-C and a termination wait for the end of the block: one that broke into a transaction left SQLite locked."""
-    if threading.current_thread() is not threading.main_thread():  # no signal handler runs in another one
+def _uninterrupted() -> Iterator[None]:
+    """Delay Ctrl-C and termination until the end of the block: an interrupted transaction would leave SQLite locked."""
+    if threading.current_thread() is not threading.main_thread():  # no signal interrupts it
         yield
         return
     held: list[int] = []
-    handlers = {
-        number: signal.signal(number, lambda number, _: held.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers = {number: signal.signal(number, lambda number, _: held.append(number)) for number in numbers}
     try:
         yield
     finally:
@@ -228,8 +293,3 @@ def uninterrupted() -> Iterator[None]:
             signal.signal(number, handler)
         if held:
             signal.raise_signal(held[0])
-
-
-def one_line(error: BaseException) -> str:
-    """What an error says, on one line of some length; SQLAlchemy adds the whole of its statement."""
-    return " ".join(str(error).split("[SQL:")[0].split())[:300]

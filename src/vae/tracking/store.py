@@ -1,105 +1,122 @@
-"""MLflow, and nothing but MLflow: where the store is, one run for all stages, what every run carries.
+"""The MLflow store: where it is, connecting to it, and artifacts that were moved with the project."""
 
-Metric files are written before anything is logged, and trouble in mid-run never ends a training (`vae.run`).
-"""
-
-import hashlib
 import os
 import sqlite3
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from urllib.parse import quote
 
+import mlflow
 import requests
+from alembic.util import CommandError
 from filelock import FileLock
+from mlflow.exceptions import MlflowException
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+from sqlalchemy import create_engine, make_url
+from sqlalchemy.exc import SQLAlchemyError
 
-from vae.config import ModelParams, Params
-from vae.device import Hardware
-from vae.errors import TrackingError
+from vae.errors import TrackingError, hide_passwords, one_line
 from vae.files import project_root
-from vae.tracking.run import TROUBLE, MlflowException, Run, mlflow, one_line, send_unsent, tolerant, warn_once
 
 EXPERIMENT = "vae-mnist"
 SEARCH_EXPERIMENT = "vae-mnist-search"
-REACHABLE_SECONDS = 5.0
-BUSY_SECONDS = 20.0  # as long as MLflow itself waits for a locked database
-SYSTEM_METRICS_SECONDS = 5
-CODE = ["src", "pipeline", "params.yaml", "dvc.yaml", "pyproject.toml", "requirements.lock"]
+ANSWER_SECONDS = 5
+LOCK_SECONDS = 60  # creating the tables takes seconds, also for the processes that wait their turn
+BUSY_SECONDS = 20  # as long as MLflow waits for a locked database
+
+# What MLflow raises if its store is in trouble: its own errors, and those of the libraries below it.
+MLFLOW_ERRORS = (MlflowException, SQLAlchemyError, sqlite3.Error, CommandError, ImportError, OSError)
 
 
 def tracking_uri() -> str:
-    """MLFLOW_TRACKING_URI, or else the SQLite database in the project's `mlruns/`."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or _own_store()
+    """MLFLOW_TRACKING_URI, or else that of the SQLite database in the project's `mlruns/`."""
+    # SQLAlchemy decodes the path. MLflow does not: it creates an encoded folder, unless the URI names the driver.
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite+pysqlite:///{quote(str(_own_database()))}"
 
 
-def _own_store() -> str:
-    return f"sqlite:///{project_root() / 'mlruns' / 'mlflow.db'}"
+def shown_store() -> str:
+    """The store, as it may be shown to everyone: the path of an SQLite database, or the URI without its password."""
+    return str(_database() or hide_passwords(tracking_uri()))
 
 
-def _unsent() -> Path:
-    """The folder of what runs of this store couldn't send. Ours may move; the URI of another may hold a password."""
+def store_id() -> str:
+    """Identifies the store whatever its password is, and the project's own one wherever the project is."""
+    return "mlruns" if _database() == _own_database() else shown_store().replace("***@", "").rstrip("/")
+
+
+def _own_database() -> Path:
+    return project_root() / "mlruns" / "mlflow.db"
+
+
+def _database() -> Path | None:
+    """The file of an SQLite database."""
     uri = tracking_uri()
-    store = "local" if uri == _own_store() else hashlib.sha256(uri.encode()).hexdigest()[:8]
-    return project_root() / "mlruns" / "unsent" / store
+    is_sqlite = uri.startswith("sqlite") and ":///" in uri
+    return Path(make_url(uri).database or "").absolute() if is_sqlite else None
 
 
 def connect(experiment: str = EXPERIMENT) -> None:
-    """Point MLflow at the store and the experiment, creating what isn't there; send what earlier processes couldn't.
+    """Select the store and the experiment in MLflow, and create what does not exist.
 
-    Raises TrackingError where the store can't be used: within ten seconds where a server is out of reach, twenty where
-    another process locks the database.
+    Raises TrackingError if the store cannot be used: within ten seconds if it does not answer, within twenty if another
+    process locks the SQLite database.
     """
-    _connect(experiment)
-    send_unsent(_unsent())
-
-
-def _connect(experiment: str) -> None:
-    uri = tracking_uri()
-    if uri.startswith(("http://", "https://")):
-        try:  # any answer will do: only silence means that the server isn't there
-            requests.get(uri, timeout=REACHABLE_SECONDS)
-        except requests.RequestException as error:
-            raise TrackingError(
-                f"MLFLOW_TRACKING_URI is {uri}, which doesn't answer ({type(error).__name__}): start it, or unset the "
-                "variable to track in mlruns/"
-            ) from None
     try:
-        mlflow.set_tracking_uri(uri)
-        if uri.startswith("http"):
-            mlflow.set_experiment(experiment)
-            return
-        folder = project_root() / "mlruns"
-        folder.mkdir(exist_ok=True)
-        # Two processes that create the database at once destroy it.
-        with FileLock(folder / ".lock"):
-            if mlflow.get_experiment_by_name(experiment) is None:
-                mlflow.create_experiment(
-                    experiment,
-                    artifact_location=(folder / "artifacts").as_uri(),
-                    # Tells the UI to show training runs first.
-                    tags={"mlflow.experimentKind": "custom_model_development"},
-                )
-            _move_artifacts(folder)
-            mlflow.set_experiment(experiment)
-    except (*TROUBLE, sqlite3.Error) as error:
-        reason = one_line(error)
-        if "out-of-date database schema" in reason or "Can't locate revision" in reason:
-            reason = (
-                f"another version of MLflow made it. If an older one, copy it, then `mlflow db upgrade {uri}`; "
-                "if a newer one, install that"
-            )
-        raise TrackingError(f"the MLflow store {uri} can't be used: {reason}") from None
+        _require_answer(tracking_uri())
+        mlflow.set_tracking_uri(tracking_uri())
+        experiment_id(experiment)
+        mlflow.set_experiment(experiment)
+    except MLFLOW_ERRORS as error:
+        raise TrackingError(f"the MLflow store {shown_store()} can't be used: {_reason(error)}") from None
 
 
-def _move_artifacts(folder: Path) -> None:
-    """Make the database in `folder` find the artifacts beside it where both were moved: MLflow has absolute paths."""
-    database = folder / "mlflow.db"
-    if not database.exists():  # the store is another one
-        return
-    here = (folder / "artifacts").as_uri()
+def _require_answer(uri: str) -> None:
+    """Raise an error soon if the server does not answer, where MLflow would try for minutes."""
+    if uri.startswith("http"):
+        url = f"{uri.rstrip('/')}/api/2.0/mlflow/experiments/get-by-name"
+        requests.get(url, {"experiment_name": EXPERIMENT}, timeout=ANSWER_SECONDS, stream=True).close()  # any answer
+    elif uri.startswith(("postgresql", "mysql")):
+        create_engine(uri, connect_args={"connect_timeout": ANSWER_SECONDS}).connect().close()
+
+
+def _reason(error: Exception) -> str:
+    reason = one_line(error)
+    if isinstance(error, requests.RequestException):
+        return f"it does not answer ({type(error).__name__}): start it, or unset MLFLOW_TRACKING_URI to use mlruns/"
+    if "out-of-date database schema" in reason or "Can't locate revision" in reason:
+        return (
+            "it was written by another version of MLflow. If by an older one, copy it, then "
+            f"`mlflow db upgrade {hide_passwords(tracking_uri())}`; if by a newer one, install that version"
+        )
+    return reason
+
+
+def experiment_id(name: str) -> str:
+    """The ID of an experiment. If it does not exist, it is created, and so is its SQLite database."""
+    if tracking_uri().startswith("http"):
+        return _find_or_create(name)
+    database = _database() or _own_database()  # of another kind of database, the project keeps the artifacts
+    database.parent.mkdir(parents=True, exist_ok=True)
+    # Processes that create the same database at once destroy it, whatever projects they belong to.
+    with FileLock(database.parent / f".{database.name}.lock", timeout=LOCK_SECONDS):
+        artifacts = (database.parent / "artifacts").as_uri()
+        if _database() and not database.exists():
+            SqlAlchemyStore(tracking_uri(), artifacts)  # MLflow's own choice, a path, may hold a quote: not valid SQL
+        found = _find_or_create(name, artifacts)
+        if _database() == _own_database():
+            _move_artifacts(database, artifacts)
+        return found
+
+
+def _find_or_create(name: str, artifacts: str | None = None) -> str:
+    experiment = mlflow.get_experiment_by_name(name)
+    # The tag makes the UI show training runs first.
+    kind = {"mlflow.experimentKind": "custom_model_development"}
+    return str(experiment.experiment_id if experiment else mlflow.create_experiment(name, artifacts, kind))
+
+
+def _move_artifacts(database: Path, here: str) -> None:
+    """Correct MLflow's absolute paths after the project's folder was moved or copied."""
     with closing(sqlite3.connect(database, timeout=BUSY_SECONDS)) as connection, connection:
         found = "SELECT DISTINCT artifact_location FROM experiments WHERE artifact_location LIKE '%/mlruns/artifacts'"
         for old in {location for (location,) in connection.execute(found)} - {here}:
@@ -109,193 +126,3 @@ def _move_artifacts(folder: Path) -> None:
                     f"WHERE substr({column}, 1, :length) = :old",
                     {"here": here, "old": old, "length": len(old)},
                 )
-
-
-@contextmanager
-def run(name: str, *, run_id: str | None = None) -> Iterator[Run]:
-    """Open the run `run_id`, or a new one called `name` where there is none such.
-
-    It ends as FINISHED, FAILED, or, after Ctrl-C or a termination, KILLED.
-    """
-    opened = _open(name, run_id)
-    with _ending(opened):
-        yield opened
-
-
-def _open(name: str, run_id: str | None) -> Run:
-    if run_id and not _exists(run_id):
-        print(f"warning: run {run_id} is not in {tracking_uri()}: opening a new one", file=sys.stderr)
-        run_id = None
-    mlflow.set_system_metrics_sampling_interval(SYSTEM_METRICS_SECONDS)
-    try:
-        active = mlflow.start_run(run_id, run_name=None if run_id else name, log_system_metrics=True)
-    except TROUBLE as error:
-        raise TrackingError(f"no run can be opened in {tracking_uri()}: {one_line(error)}") from None
-    return Run(active.info.run_id, _unsent() / active.info.run_id, active.data.params)
-
-
-@contextmanager
-def _ending(run: Run) -> Iterator[None]:
-    status = "FAILED"
-    try:
-        yield
-        status = "FINISHED"
-    except (KeyboardInterrupt, SystemExit):
-        status = "KILLED"
-        raise
-    finally:
-        run.end(status)
-
-
-def epochs_logged(run: Run) -> int:
-    """The last epoch in a training's run, 0 where there is none. Raises TrackingError."""
-    try:
-        curve = mlflow.MlflowClient().get_metric_history(run.id, "val/neg_elbo")
-    except TROUBLE as error:
-        raise TrackingError(f"run {run.id} can't be read: {one_line(error)}") from None
-    return max((point.step for point in curve), default=0)
-
-
-def new_search(params: Params) -> str:
-    """Create the run that a search's trials belong to, for `run(…, run_id=…)` to open; returns its id."""
-    with mlflow.start_run(run_name="search") as active:
-        # How many trials, workers and how pruned may change when the search goes on; a run's params can't.
-        changeable = ("search.n_trials", "search.workers", "search.pruner")
-        mlflow.log_params({name: value for name, value in _loggable(params).items() if name not in changeable})
-        mlflow.set_tags(_origin())
-        return str(active.info.run_id)
-
-
-@contextmanager
-def trial_run(number: int, parent: str | None, params: Params, hardware: Hardware) -> Iterator[Run | None]:
-    """The run of a search's trial, below that of the search; None where MLflow is in trouble.
-
-    It ends as `run()` does. Trouble never ends the trial.
-    """
-    tags = {"trial": str(number)} | ({"mlflow.parentRunId": parent} if parent else {})
-    run_id = None
-    with tolerant():
-        run_id = mlflow.start_run(run_name=f"trial {number}", tags=tags).info.run_id
-    if run_id is None:
-        yield None
-        return
-    run = Run(run_id, _unsent() / run_id)
-    with _ending(run):
-        log_params(run, params, hardware)
-        yield run
-
-
-def end_dead_trial(number: int, parent: str) -> None:
-    """End the run of a search's trial whose process died, also one that ended just before the trial could.
-
-    It is found by its tags: the process may have told no one.
-    """
-    query = f"tags.`mlflow.parentRunId` = '{parent}' and tags.trial = '{number}'"
-    client = mlflow.MlflowClient()
-    for run in mlflow.search_runs(filter_string=query, output_format="list"):
-        client.set_tag(run.info.run_id, "state", "KILLED")
-        client.set_terminated(run.info.run_id, "KILLED")
-
-
-@contextmanager
-def resume(params: Params, hardware: Hardware, run_id: str | None) -> Iterator[Run]:
-    """The run that trained the model; where the store doesn't have it, a new one that carries the parameters too.
-
-    Where the store is in trouble, what it is told waits until the store is there again.
-    """
-    try:
-        opened = _open(run_name(params), run_id)
-    except TrackingError as error:
-        if not run_id:
-            raise
-        warn_once(error)
-        opened = Run(run_id, _unsent() / run_id)
-    with _ending(opened):
-        if opened.id != run_id:
-            log_params(opened, params, hardware)
-        yield opened
-
-
-def _exists(run_id: str) -> bool:
-    try:
-        return bool(mlflow.get_run(run_id).info.lifecycle_stage == "active")
-    except MlflowException:
-        return False
-
-
-def log_params(run: Run, params: Params, hardware: Hardware) -> None:
-    """What params.yaml says of a training under dotted names, what `auto` came to, and the code's state as tags."""
-    run.log_params({name: value for name, value in _loggable(params).items() if not name.startswith("search.")})
-    run.log_tags({"device": str(hardware.device), "precision": hardware.precision, **_origin()})
-
-
-def _loggable(params: Params) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in params.flat().items()}
-
-
-def log_dataset(run: Run, record: Mapping[str, Any], folder: Path | str) -> None:
-    """The data set as the run's input, and its name, source and checksum as tags."""
-    checksum = record["sha256"]["train-images-idx3-ubyte"]
-    run.log_dataset(record["name"], checksum[:8], folder)
-    run.log_tags({"dataset": record["name"], "dataset.source": record["source"], "data.sha256": checksum})
-
-
-def log_training(run: Run, summary: Mapping[str, Any], model_sha256: str, artifacts: Sequence[Path]) -> None:
-    """What a finished training adds to its run."""
-    run.log_metrics(summary, prefix="summary/")
-    run.log_tags({"model.sha256": model_sha256})
-    for path in artifacts:
-        run.log_artifact(path)
-
-
-def log_search(run: Run, summary: Mapping[str, Any], artifacts: Sequence[Path]) -> None:
-    """What a search found, in its run: numbers as metrics, all as tags, files as artifacts."""
-    run.log_metrics(summary)
-    run.log_tags(summary)
-    for path in artifacts:
-        run.log_artifact(path)
-
-
-def _origin() -> dict[str, str]:
-    """The code's commit and whether it was changed since; DVC's experiment, where it is one."""
-    tags = {"dvc.experiment": os.environ.get("DVC_EXP_NAME", ""), "git.commit": _git("rev-parse", "HEAD")}
-    if tags["git.commit"]:
-        tags["mlflow.source.git.commit"] = tags["git.commit"]
-        tags["git.dirty"] = str(bool(_git("status", "--porcelain", "--", *CODE))).lower()
-    return {key: value for key, value in tags.items() if value}
-
-
-def _git(*arguments: str) -> str:
-    try:
-        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-
-
-def run_name(params: Params) -> str:
-    """What differs between runs, in short: `mlp512x2-z32-b1-lr2e-3`."""
-    return (
-        f"{params.model.architecture}{_widths(params.model)}-z{params.model.latent_dim}-b{params.train.beta:g}"
-        f"-lr{_scientific(params.train.learning_rate)}"
-    )
-
-
-def _widths(model: ModelParams) -> str:
-    widths = model.hidden_dims
-    return f"{widths[0]}x{len(widths)}" if len(set(widths)) == 1 else "-".join(map(str, widths))
-
-
-def _scientific(value: float) -> str:
-    mantissa, exponent = f"{value:.3e}".split("e")
-    return f"{float(mantissa):g}e{int(exponent)}"
-
-
-def serve_ui(port: int = 5000) -> None:
-    """Become the MLflow server of the store that the stages write to, for this machine only."""
-    uri = tracking_uri()
-    if uri.startswith("http"):
-        sys.exit(f"MLFLOW_TRACKING_URI is {uri}: open that")
-    connect()
-    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
-    options = ["--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    os.execv(sys.executable, [sys.executable, "-m", "mlflow", "server", *options])

@@ -1,4 +1,4 @@
-"""A training that is shown, saved and tracked in MLflow as it goes: that of the train stage and of `train-vae`."""
+"""A training that is printed, saved and logged to MLflow epoch by epoch: that of the train stage and of `train-vae`."""
 
 import sys
 from collections.abc import Iterator, Mapping
@@ -10,17 +10,16 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock, Timeout
 
+from vae import tracking
 from vae.checkpoints import Checkpoints
 from vae.config import Params
 from vae.data.datasets import load, split_validation
 from vae.device import Hardware, resolve
 from vae.files import sha256, write_atomically, write_json
 from vae.models.vae import VAE
-from vae.tracking import store as tracking
-from vae.tracking.run import Run
 from vae.training.loop import Fitted, Record, fit
 
-RUN_ID = "run_id"  # the file with it, beside the checkpoints
+RUN_ID = "run_id"  # the file in the folder of checkpoints that holds the ID of the training's MLflow run
 WALL_TIMES = ("train/seconds", "train/images_per_second", "val/seconds")  # of an epoch's record
 
 
@@ -36,7 +35,7 @@ class Training:
     fitted: Fitted
     summary: dict[str, Any]
     seconds: float
-    run: Run
+    run: tracking.Run
 
 
 @contextmanager
@@ -53,11 +52,8 @@ def tracked_training(
 ) -> Iterator[Training]:
     """Train on the images in `raw`, which `dataset` records, writing the best `weights` and the `history` each epoch.
 
-    Wall times are in `timing.json` beside the history.
-
-    Its run in MLflow's `experiment` is open until the block ends, so that what is logged there belongs to it. With a
-    folder for `checkpoints`, an interrupted training goes on, in the same run, where it was stopped; the folder is
-    deleted once the block has ended well.
+    Wall times are written to `timing.json` beside the history. The MLflow run is open until the block ends. With a
+    folder for `checkpoints`, an interrupted training is resumed, in the same run; the folder is deleted at the end.
     """
     hardware = resolve(params.train)
     train, validation = split_validation(load(raw, "train"), params.data.validation_size)
@@ -65,37 +61,38 @@ def tracked_training(
     model.initialize_from_data(train.images)
     tracking.connect(experiment)
     print(f"{dataset['name']}: {len(train):,} to train on, {len(validation):,} to validate; {hardware}", flush=True)
-    with (
-        _checkpoints(checkpoints) as kept,
-        tracking.run(name or tracking.run_name(params), run_id=_earlier_run(kept)) as run,
-    ):
-        earlier = kept.load(hardware.device) if kept else None
-        records: list[Record] = earlier["history"] if earlier else []
-        # An epoch may have been logged just before the interruption and not be in a checkpoint, or the other way round.
-        logged = tracking.epochs_logged(run) if kept else 0
+    with ExitStack() as stack:
+        saved = _own_checkpoints(checkpoints, stack) if checkpoints else None
+        interrupted_run = saved.folder / RUN_ID if saved else None
+        run_id = interrupted_run.read_text() if interrupted_run and interrupted_run.exists() else ""
+        run = stack.enter_context(tracking.open_run(name or tracking.run_name(params), run_id, experiment))
+        state = saved.load(hardware.device) if saved else None
+        records: list[Record] = state["history"] if state else []
+        # An interruption may come between an epoch's checkpoint and its logging, in either order.
+        logged = run.last_step("val/neg_elbo") if saved else 0
 
-        def log() -> None:
-            nonlocal logged
-            for record in records[logged:]:
-                run.log_metrics({key: value for key, value in record.items() if "/" in key}, step=int(record["epoch"]))
-                logged += 1
+        def log(record: Record) -> None:
+            if record["epoch"] > logged:
+                metrics = {name: value for name, value in record.items() if "/" in name}
+                run.log_metrics(metrics, step=int(record["epoch"]))
 
         def on_epoch(record: Record) -> None:
-            # Files first: whatever ends this process, the best weights so far and their curve are on the disk.
+            # Files first: however this process ends, the best weights so far and their history are on the disk.
             if record["improved"]:
                 model.save(weights)
             records.append(record)
             _write_history(history, records)
             print(describe(record, params.train.epochs), flush=True)
-            log()
+            log(record)
 
-        if kept:
-            write_atomically(kept.folder / RUN_ID, run.id)
+        if interrupted_run:
+            write_atomically(interrupted_run, run.id)
         if records:
-            print(f"going on after epoch {len(records)} of {params.train.epochs}", flush=True)
-        tracking.log_params(run, params, hardware)
-        tracking.log_dataset(run, dataset, raw.parent)
-        log()
+            print(f"resuming after epoch {len(records)} of {params.train.epochs}", flush=True)
+        tracking.log_settings(run, params, hardware, dataset)
+        run.log_dataset(dataset["name"], dataset["sha256"]["train-images-idx3-ubyte"][:8], raw.parent)
+        for record in records:
+            log(record)
         fitted = fit(
             model,
             train,
@@ -106,32 +103,30 @@ def tracked_training(
             seed=params.seed,
             on_epoch=on_epoch,
             progress=True,
-            checkpoints=kept,
+            checkpoints=saved,
         )
-        model.save(weights)  # after an interruption, the best epoch may lie before it, and its files may be gone
+        model.save(weights)  # the best epoch may be from before an interruption, and its files may be lost
         _write_history(history, fitted.history)
-        summary = _summary(model, fitted)
+        summary, seconds = _summary(model, fitted), _seconds(fitted.history)
         print(f"best epoch {fitted.best_epoch}: validation −ELBO {fitted.best['val/neg_elbo']:.2f} nats per image")
-        seconds = _seconds(fitted.history)
         yield Training(model, hardware, fitted, summary, seconds, run)
-        tracking.log_training(run, summary | {"seconds": seconds}, sha256(weights), [weights, history])
-        if kept:
-            kept.delete()
+        run.log_metrics(summary | {"seconds": seconds}, prefix="summary/")
+        run.log_tags({"model.sha256": sha256(weights)})
+        for path in (weights, history):
+            run.log_artifact(path)
+        if saved:
+            saved.delete()
 
 
-@contextmanager
-def _checkpoints(folder: Path | None) -> Iterator[Checkpoints | None]:
-    """The checkpoints in `folder`, for this process alone: None where there is no folder, or another process has it."""
-    with ExitStack() as held:
-        kept = Checkpoints(folder) if folder else None
-        if folder:
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                held.enter_context(FileLock(folder / ".lock", blocking=False))
-            except Timeout:
-                print("warning: another process is at the same training: this one can't be resumed", file=sys.stderr)
-                kept = None
-        yield kept
+def _own_checkpoints(folder: Path, stack: ExitStack) -> Checkpoints | None:
+    """The checkpoints in `folder`, for this process alone; None if another process uses them."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(FileLock(folder / ".lock", blocking=False))
+        return Checkpoints(folder)
+    except Timeout:
+        print("warning: another process runs the same training: this one can't be resumed", file=sys.stderr)
+        return None
 
 
 def _summary(model: VAE, fitted: Fitted) -> dict[str, Any]:
@@ -152,14 +147,6 @@ def _write_history(path: Path, records: list[Record]) -> None:
     write_atomically(path, pd.DataFrame(records).drop(columns=[*WALL_TIMES]).to_csv(index=False))
     epochs = [{name: record[name] for name in ("epoch", *WALL_TIMES)} for record in records]
     write_json(path.with_name("timing.json"), {"seconds": _seconds(records), "epochs": epochs})
-
-
-def _earlier_run(kept: Checkpoints | None) -> str | None:
-    """The run of the training that left checkpoints."""
-    try:
-        return (kept.folder / RUN_ID).read_text() if kept else None
-    except OSError:
-        return None
 
 
 def describe(record: Record, epochs: int) -> str:

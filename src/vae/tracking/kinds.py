@@ -1,0 +1,115 @@
+"""The kinds of runs (a training's, a search's, a trial's) and what each of them carries."""
+
+import os
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlflow
+
+from vae.config import Params
+from vae.device import Hardware
+from vae.tracking.run import Run, ending, exists, open_run, tolerant
+from vae.tracking.store import SEARCH_EXPERIMENT
+
+CODE = ["src", "pipeline", "params.yaml", "dvc.yaml", "pyproject.toml", "requirements.lock"]
+
+
+@contextmanager
+def resume(
+    params: Params, hardware: Hardware, dataset: Mapping[str, Any], model_sha256: str, run_id: str | None = None
+) -> Iterator[Run]:
+    """Open the run that trained the model with these weights, or else a new one that carries the settings too.
+
+    `run_id` is that run, if known; otherwise it is found by its tag. Trouble with MLflow raises no error.
+    """
+    with tolerant():
+        if not (run_id and exists(run_id)):
+            query = f"tags.`model.sha256` = '{model_sha256}'"
+            found = mlflow.search_runs(filter_string=query, order_by=["start_time DESC"], output_format="list")
+            run_id = found[0].info.run_id if found else None
+    with open_run(run_name(params), run_id or "", required=False) as opened:
+        if not run_id:
+            log_settings(opened, params, hardware, dataset)
+            opened.log_tags({"model.sha256": model_sha256})
+        yield opened
+
+
+@contextmanager
+def trial_run(
+    number: int, parent: str | None, params: Params, hardware: Hardware, dataset: Mapping[str, Any]
+) -> Iterator[Run]:
+    """Open a run for a search's trial, as a child of the search's run. Trouble with MLflow raises no error."""
+    opened = Run(f"trial {number}", experiment=SEARCH_EXPERIMENT)
+    with ending(opened):
+        opened.log_tags({"trial": number} | ({"mlflow.parentRunId": parent} if parent else {}))
+        log_settings(opened, params, hardware, dataset)
+        yield opened
+
+
+def end_dead_trial(number: int, parent: str) -> None:
+    """End the run of a trial whose process died, even if the process died before it knew the run's ID."""
+    query = f"tags.`mlflow.parentRunId` = '{parent}' and tags.trial = '{number}'"
+    client = mlflow.MlflowClient()
+    for found in mlflow.search_runs(filter_string=query, output_format="list"):
+        client.set_tag(found.info.run_id, "state", "KILLED")
+        client.set_terminated(found.info.run_id, "KILLED")
+
+
+def new_search(params: Params, dataset: Mapping[str, Any]) -> str:
+    """Create the run that the runs of a search's trials belong to; returns its ID. Raises one of MLFLOW_ERRORS."""
+    search = Run("search", experiment=SEARCH_EXPERIMENT)
+    search.create()
+    # The numbers of trials and workers and the pruner may change when the search is continued; a run's params can't.
+    changeable = ("search.n_trials", "search.workers", "search.pruner")
+    search.log_params({name: value for name, value in _loggable(params).items() if name not in changeable})
+    search.log_tags({**_data_tags(dataset), **_code_tags()})
+    return search.id
+
+
+def log_search(run: Run, summary: Mapping[str, Any], artifacts: Sequence[Path]) -> None:
+    """Log what a search found: numbers as metrics, all values as tags, files as artifacts."""
+    run.log_metrics(summary)
+    run.log_tags(summary)
+    for path in artifacts:
+        run.log_artifact(path)
+
+
+def log_settings(run: Run, params: Params, hardware: Hardware, dataset: Mapping[str, Any]) -> None:
+    """Log the parameters of a training under dotted names, and its device, precision, data and code as tags."""
+    run.log_params({name: value for name, value in _loggable(params).items() if not name.startswith("search.")})
+    run.log_tags({"device": hardware.device, "precision": hardware.precision, **_data_tags(dataset), **_code_tags()})
+
+
+def _loggable(params: Params) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in params.flat().items()}
+
+
+def _data_tags(dataset: Mapping[str, Any]) -> dict[str, str]:
+    checksum = dataset["sha256"]["train-images-idx3-ubyte"]
+    return {"dataset": dataset["name"], "dataset.source": dataset["source"], "data.sha256": checksum}
+
+
+def _code_tags() -> dict[str, str]:
+    """The commit, whether the code was changed since, and DVC's experiment, if it is one."""
+    commit = _git("rev-parse", "HEAD")
+    dirty = str(bool(_git("status", "--porcelain", "--", *CODE))).lower() if commit else ""
+    tags = {"git.commit": commit, "git.dirty": dirty, "dvc.experiment": os.environ.get("DVC_EXP_NAME", "")}
+    return {name: value for name, value in tags.items() if value}
+
+
+def _git(*arguments: str) -> str:
+    try:
+        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def run_name(params: Params) -> str:
+    """The values that most often differ between runs, in short: `mlp512x2-z32-b1-lr0.002`."""
+    model, train = params.model, params.train
+    widths = list(model.hidden_dims)
+    shown = f"{widths[0]}x{len(widths)}" if len(set(widths)) == 1 else "-".join(map(str, widths))
+    return f"{model.architecture}{shown}-z{model.latent_dim}-b{train.beta:g}-lr{train.learning_rate:g}"
