@@ -59,7 +59,7 @@ MLP: Values = {
 }
 
 # One stochastic layer, convolutional. Muon trains the kernels, which gains 2 nats over Adam in the first minutes.
-# With ReLU, PyTorch's initialization or without KL warm-up, short trainings end with a decoder that ignores the latents.
+# With ReLU, with PyTorch's initialization or without KL warm-up, the decoder of a short training ignores the latents.
 CONV: Values = {
     "data.validation_size": 1000,
     "model.architecture": "conv",

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from vae.checkpoints import Checkpoints
 from vae.config import EvaluateParams, Params
 from vae.data.binarization import to_float
+from vae.device import full_fp32
 from vae.models.distributions import importance_weighted_bound
 from vae.models.networks import Posterior
 from vae.models.vae import VAE
@@ -115,6 +116,7 @@ def active_units(mu: Floats) -> int:
     return int((mu.var(axis=0, ddof=1) > ACTIVE_UNIT_VARIANCE).sum())
 
 
+@full_fp32()
 @torch.no_grad()
 def evaluate(
     model: VAE,

@@ -78,9 +78,10 @@ def log_search(run: Run, summary: Mapping[str, Any], artifacts: Sequence[Path]) 
 
 
 def log_settings(run: Run, params: Params, hardware: Hardware, dataset: Mapping[str, Any]) -> None:
-    """Log the parameters of a training under dotted names, and its device, precision, data and code as tags."""
+    """Log a training's parameters under dotted names, and its resolved hardware settings, data and code as tags."""
     run.log_params({name: value for name, value in _loggable(params).items() if not name.startswith("search.")})
-    run.log_tags({"device": hardware.device, "precision": hardware.precision, **_data_tags(dataset), **_code_tags()})
+    resolved = {"device": hardware.device, "precision": hardware.precision, "compile": hardware.compile}
+    run.log_tags(resolved | _data_tags(dataset) | _code_tags())
 
 
 def _loggable(params: Params) -> dict[str, Any]:
