@@ -134,7 +134,8 @@ def test_a_training_killed_at_any_moment_ends_as_if_it_had_not_been(project):
                     status, _ = attempt(signal=number, seconds=moments.uniform(0.1, 0.7) * seconds)
                 if status == 0:
                     break
-                assert status == EXIT_CODES[number], log.read_text()
+                # Python restores the default handlers when it starts and ends: the signal itself then ends the process.
+                assert status in (EXIT_CODES[number], -number), log.read_text()
                 killed += 1
             else:
                 status, _ = attempt()
