@@ -12,6 +12,7 @@ from support import ENVIRONMENT, PARTS, ROOT, TINY, Project
 
 @pytest.fixture(autouse=True)
 def environment_as_before():
+    os.environ.pop("MLFLOW_TRACKING_URI", None)  # MLflow sets it in its own process, also in fixtures that tests share
     before = dict(os.environ)
     yield
     os.environ.clear()

@@ -216,6 +216,7 @@ def train_and_tell(folder):
     train(Checkpoints(folder), on_epoch=lambda record: print(record["epoch"], flush=True), **LONG)
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_at_any_moment_leaves_what_the_next_goes_on_from(tmp_path):
     code = f"import test_checkpoints as t; t.train_and_tell({str(tmp_path)!r})"
     reached = [0]

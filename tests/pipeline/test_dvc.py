@@ -47,7 +47,7 @@ def test_the_deps_of_a_stage_are_the_code_that_it_imports(stage):
 
     assert script in listed
     missing = {module for module in used if not any(covers(name, module) for name in code | NO_OUTPUT_DEPENDS_ON)}
-    assert missing == {"vae.tracking", "vae.workflow"} & missing  # packages whose __init__ is empty
+    assert missing <= {"vae", "vae.workflow"}  # packages whose __init__ computes nothing
     assert [name for name in code if not any(covers(name, module) for module in used)] == []
 
 

@@ -150,6 +150,7 @@ def test_a_worker_can_only_join_a_shared_search(monkeypatch):
         workers.join(small(), DATASET, "data/raw")
 
 
+@pytest.mark.slow
 def test_the_stage_writes_its_outputs_and_survives_a_killed_worker_and_a_killed_search(tiny):
     # A worker and then the search itself are killed: no worker outlives the search.
     tiny.set({"search.epochs": 3})
@@ -185,6 +186,7 @@ def test_the_stage_writes_its_outputs_and_survives_a_killed_worker_and_a_killed_
     assert {"trials.csv", "best_params.yaml", "pareto_front.png"} <= artifacts
 
 
+@pytest.mark.slow
 def test_dvc_and_git_leave_the_journal_of_an_interrupted_search_alone(tiny):
     (tiny / "search").mkdir(exist_ok=True)
     study = optuna.create_study(storage=JournalStorage(JournalFileBackend(str(tiny / JOURNAL))))
