@@ -208,20 +208,19 @@ def test_dvc_and_git_leave_the_journal_of_an_interrupted_search_alone(tiny):
 def test_experiments_beside_a_running_search_and_searches_in_experiments_share_one_exact_study(tiny):
     tiny.set({"search.epochs": 4})
     tiny.run("git", "commit", "--quiet", "--all", "--message=Search")
-    search = start(tiny, "--n_trials=30")
+    search = start(tiny, "--n_trials=1000")
     wait_for(lambda: finished(tiny), "finished trial")
     for flags in (["-S", "train.beta=3"], ["--temp", "-S", "train.beta=4"], ["--queue", "-S", "train.beta=5"]):
         tiny.dvc("exp", "run", *flags)
         assert search.poll() is None
     tiny.dvc("exp", "run", "--run-all")
     tiny.dvc("checkout", "--force")
-    done = len(finished(tiny))
     search.kill()
     outcome(search)
     wait_for(lambda: finished(tiny), "journal")
     tiny.run("git", "checkout", "--", ".")
     # In a temporary copy of the project, the search resumes the project's own study.
-    total = done + 2
+    total = len(finished(tiny)) + 2
     tiny.dvc("exp", "run", "--temp", "pipeline/search/dvc.yaml", "-S", f"search.n_trials={total}")
     assert not list((tiny / ".dvc/tmp/exps").rglob("study.journal"))
     assert_exact(trials_of(tiny), total)

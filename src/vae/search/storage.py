@@ -97,7 +97,7 @@ def _open_database(url: str) -> RDBStorage:
     for attempt in range(5):
         try:
             storage = RDBStorage(url, engine_kwargs={"pool_pre_ping": True, **options})
-            event.listen(storage.engine, "do_connect", _connect_again)
+            event.listen(storage.engine, "do_connect", _Reconnection().connect)
             return storage
         except (SQLAlchemyError, ImportError, RuntimeError, StorageInternalError) as error:
             cause = error.__cause__ or error
@@ -110,16 +110,24 @@ def _open_database(url: str) -> RDBStorage:
     raise AssertionError
 
 
-def _connect_again(dialect: Any, _: Any, arguments: Any, options: Any) -> Any:
-    """Connect to a database that was reached before, waiting RECONNECT_SECONDS for it if it is restarting."""
-    deadline = time.monotonic() + RECONNECT_SECONDS
-    while True:
-        try:
-            return dialect.connect(*arguments, **options)
-        except dialect.loaded_dbapi.OperationalError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(1)
+class _Reconnection:
+    """Connects to a database that was reached before, waiting RECONNECT_SECONDS in all for one that is restarting."""
+
+    def __init__(self) -> None:
+        self._lost: float | None = None
+
+    def connect(self, dialect: Any, _: Any, arguments: Any, options: Any) -> Any:
+        while True:
+            try:
+                connection = dialect.connect(*arguments, **options)
+            except dialect.loaded_dbapi.OperationalError:
+                self._lost = self._lost or time.monotonic()
+                if time.monotonic() - self._lost > RECONNECT_SECONDS:
+                    raise
+                time.sleep(1)
+            else:
+                self._lost = None
+                return connection
 
 
 @contextmanager
