@@ -64,7 +64,7 @@ ui: $(READY)  ## Serve the MLflow UI on http://127.0.0.1:5000
 sync: $(READY)  ## Log to MLflow what it could not take before
 	@python -m vae.tracking sync
 
-theory: $(READY)  ## Check the statements of docs/theory.md and redraw its pictures
+theory: $(READY)  ## Check the statements of docs/theory.md and plot its figures again
 	python -m vae.theory
 
 test: $(READY)  ## Run the fast tests, on two cores
