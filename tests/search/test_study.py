@@ -225,7 +225,7 @@ def test_a_dead_trial_is_queued_again_with_its_values(here, no_patience):
 
 def test_a_trial_that_was_lost_but_not_yet_queued_again_is_found(here, no_patience):
     worker = here.worker(small(n_trials=1))
-    study.release(worker.study, worker._take().number)
+    study._release(worker.study, worker._take().number)
     DeadTrials().requeue(worker.study)
     assert [each.state for each in counted(worker.study.trials)] == [TrialState.WAITING]
 

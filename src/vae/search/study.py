@@ -5,7 +5,7 @@ import math
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from typing import Any
@@ -180,18 +180,26 @@ class DeadTrials:
         now = time.monotonic()
         for trial in in_state(study, TrialState.RUNNING):
             seen = self._first_seen.setdefault((trial.number, trial.user_attrs.get("heartbeat")), now)
-            if now - seen < DEAD_SECONDS:
-                continue
-            if parent := study.user_attrs.get(MLFLOW_RUN):
-                with tracking.tolerant():
-                    tracking.end_dead_trial(trial.number, parent)
-            release(study, trial.number)
+            if now - seen >= DEAD_SECONDS:
+                _release(study, trial.number)
         requeue_lost(study)
 
 
-def release(study: optuna.Study, number: int) -> None:
-    """Mark a running trial as lost: failed, without a reason. It may have been finished meanwhile."""
-    with suppress(UpdateFinishedTrialError):
+def hand_back(study: optuna.Study, storage: BaseStorage, workers: Collection[str]) -> None:
+    """Queue the trials of these workers, which are ending, again."""
+    with exclusive_lock(storage):
+        for trial in in_state(study, TrialState.RUNNING):
+            if trial.user_attrs.get("worker") in workers:
+                _release(study, trial.number)
+        requeue_lost(study)
+
+
+def _release(study: optuna.Study, number: int) -> None:
+    """Mark a running trial as lost (failed, without a reason), and end its run in MLflow."""
+    if parent := study.user_attrs.get(MLFLOW_RUN):
+        with tracking.tolerant():
+            tracking.end_dead_trial(number, parent)
+    with suppress(UpdateFinishedTrialError):  # it was finished meanwhile
         study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
 
 

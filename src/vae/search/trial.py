@@ -23,11 +23,10 @@ from vae.search.study import (
     check_failure_limit,
     counted,
     finished,
+    hand_back,
     heartbeat,
     in_state,
     open_study,
-    release,
-    requeue_lost,
 )
 from vae.tracking import Run, trial_run
 from vae.training.loop import Record, criterion, fit
@@ -63,6 +62,8 @@ class Worker:
                     return
                 else:
                     time.sleep(POLL_SECONDS)
+            except UpdateFinishedTrialError:
+                pass  # this process was stopped for so long that another one runs the trial again
             except DATABASE_ERRORS:  # the connection was cut; a trial that was running is queued again
                 self.study.get_trials(deepcopy=False)  # reconnects, or raises
 
@@ -83,19 +84,15 @@ class Worker:
             with heartbeat(trial):
                 values = self._train(trial)
             self._tell(trial, TrialState.COMPLETE, values)
-        except UpdateFinishedTrialError:
-            pass  # this process was stopped for so long that another one runs the trial again
         except optuna.TrialPruned:
             self._tell(trial, TrialState.PRUNED)
-        except (SearchError, *DATABASE_ERRORS):
+        except (SearchError, UpdateFinishedTrialError, *DATABASE_ERRORS):
             raise
         except Exception as error:
             trial.set_user_attr("reason", " ".join(f"{type(error).__name__}: {error}".split())[:500])
             self._tell(trial, TrialState.FAIL)
         except BaseException:
-            with exclusive_lock(self.storage):
-                release(self.study, trial.number)
-                requeue_lost(self.study)
+            hand_back(self.study, self.storage, {self.name})
             raise
 
     def _tell(self, trial: Trial, state: TrialState, values: Values | None = None) -> None:

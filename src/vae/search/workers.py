@@ -20,6 +20,7 @@ import optuna
 import psutil
 import torch
 from filelock import FileLock, Timeout
+from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 from tqdm import tqdm
 
@@ -29,7 +30,7 @@ from vae.device import resolve
 from vae.errors import SearchError, VAEError
 from vae.search import report
 from vae.search.storage import DATABASE_ERRORS, database_errors_in_one_line, open_storage, search_folder, storage_url
-from vae.search.study import MLFLOW_RUN, check_failure_limit, finished, in_state, open_study, score
+from vae.search.study import MLFLOW_RUN, check_failure_limit, finished, hand_back, in_state, open_study, score
 from vae.search.trial import Worker
 
 STOP_SECONDS = 5.0  # for workers to end after Ctrl-C, before they are killed
@@ -78,14 +79,15 @@ def search(params: Params, dataset: Mapping[str, Any], folder: Path) -> None:
     """
     with _only_search_here(), database_errors_in_one_line():
         tracking.connect(tracking.SEARCH_EXPERIMENT)
-        study = open_study(params, dataset, open_storage())
+        storage = open_storage()
+        study = open_study(params, dataset, storage)
         done = len(finished(study))
         print(f"study {study.study_name}: {done} of {params.search.n_trials} trials done", flush=True)
         with tracking.open_run("search", study.user_attrs.get(MLFLOW_RUN, ""), tracking.SEARCH_EXPERIMENT) as run:
             if study.user_attrs.get(MLFLOW_RUN) != run.id:
                 study.set_user_attr(MLFLOW_RUN, run.id)
             if done < params.search.n_trials:
-                _run_trials(study, params, dataset, folder)
+                _run_trials(study, storage, params, dataset, folder)
             written = report.write(study, params)
             tracking.log_search(run, report.summary(study, params), written)
         tracking.sync()
@@ -124,14 +126,18 @@ def _only_search_here() -> Iterator[None]:
         yield
 
 
-def _run_trials(study: optuna.Study, params: Params, dataset: Mapping[str, Any], folder: Path) -> None:
+def _run_trials(
+    study: optuna.Study, storage: BaseStorage, params: Params, dataset: Mapping[str, Any], folder: Path
+) -> None:
     earlier = {trial.number for trial in finished(study)}
     division = plan(params, params.search.n_trials - len(earlier))
+    names = {_name(number) for number in range(division.workers)}
     try:
         with _processes(params, dataset, folder, division) as processes:
             print(division, flush=True)
             errors = _watch(study, processes, params, earlier)
     except KeyboardInterrupt:
+        hand_back(study, storage, names)  # of a worker that had to be killed
         raise KeyboardInterrupt(
             f"{len(finished(study))} of {params.search.n_trials} trials are done; the same command resumes the search"
         ) from None
@@ -156,7 +162,7 @@ def _processes(
             process = context.Process(
                 target=_work,
                 args=(params.replaced({"train.device": device}), dataset, folder, number, division.threads, sender),
-                name=f"{socket.gethostname()}:{os.getpid()}:{number}",
+                name=_name(number),
                 daemon=True,
             )
             # Ctrl-C reaches all processes of a terminal. Workers inherit that it is ignored: they are ended from here.
@@ -169,6 +175,11 @@ def _processes(
         yield processes
     finally:
         _stop([*processes])
+
+
+def _name(number: int) -> str:
+    """The name of a worker of this search, unique among machines."""
+    return f"{socket.gethostname()}:{os.getpid()}:{number}"
 
 
 def _stop(processes: Sequence[BaseProcess]) -> None:
