@@ -94,3 +94,23 @@ def fetch_bundled(folder):
     (folder / "raw").mkdir()
     record = fetch(DataParams(source="bundled"), None, folder / "raw", None)
     (folder / "dataset.json").write_text(json.dumps(record))
+
+
+@pytest.fixture(scope="module")
+def digits(bundled):
+    """500 of the bundled digits: float images [N, 1, 28, 28] in [0, 1] and labels."""
+    from torch.utils.data import TensorDataset
+
+    from vae.data.binarization import to_float
+    from vae.data.datasets import load
+
+    split = load(bundled[0], "train")
+    return TensorDataset(to_float(split.images[:500]).view(-1, 1, 28, 28), split.labels[:500])
+
+
+@pytest.fixture
+def loader(digits):
+    """The digits in batches of 100, in order."""
+    from torch.utils.data import DataLoader
+
+    return DataLoader(digits, batch_size=100)

@@ -9,21 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import vae
 from vae import VAE
-from vae.data.binarization import to_float
-from vae.data.datasets import load
 from vae.errors import ConfigError, DataError
-
-
-@pytest.fixture(scope="module")
-def digits(bundled):
-    """500 bundled digits: float images [N, 1, 28, 28] in [0, 1] and labels."""
-    split = load(bundled[0], "train")
-    return TensorDataset(to_float(split.images[:500]).view(-1, 1, 28, 28), split.labels[:500])
-
-
-@pytest.fixture
-def loader(digits):
-    return DataLoader(digits, batch_size=100)
 
 
 def small(latent_dim=2):

@@ -11,7 +11,6 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 import vae
 from vae import VAE, VAETrainer, fit
 from vae.config import TrainParams
-from vae.data.binarization import to_float
 from vae.data.datasets import Split, load
 from vae.device import resolve
 from vae.errors import ConfigError, DataError, WeightsError
@@ -20,18 +19,6 @@ from vae.models.likelihoods import bernoulli_nll
 from vae.models.vae import slerp
 
 PLAIN = {"precision": "fp32", "compile": False, "lr_schedule": "constant"}
-
-
-@pytest.fixture(scope="module")
-def digits(bundled):
-    """500 of the bundled digits: float images [N, 1, 28, 28] in [0, 1] and labels."""
-    split = load(bundled[0], "train")
-    return TensorDataset(to_float(split.images[:500]).view(-1, 1, 28, 28), split.labels[:500])
-
-
-@pytest.fixture
-def loader(digits):
-    return DataLoader(digits, batch_size=100)
 
 
 def small(latent_dim=2):
