@@ -17,6 +17,7 @@ import optuna
 import pandas as pd
 import psutil
 import pytest
+import sqlalchemy
 import torch
 from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
@@ -66,13 +67,23 @@ def trials_of(project, url=None):
     if url is None and (not path.exists() or not path.stat().st_size):
         return []
     try:
-        storage = RDBStorage(url, skip_table_creation=True) if url else JournalStorage(JournalFileBackend(str(path)))
+        storage = opened(url) if url else JournalStorage(JournalFileBackend(str(path)))
         names = optuna.get_all_study_names(storage)
         return optuna.load_study(study_name=names[0], storage=storage).trials if names else []
     except Exception:
         if url:  # the workers are still creating the tables, or the database is restarting
             return []
         raise
+
+
+def opened(url):
+    """The storage once the search has created its study: opening it earlier would create the tables' versions twice.
+
+    It leaves no connection open: a server allows a hundred.
+    """
+    with sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool).connect() as connection:
+        assert connection.scalar(sqlalchemy.text("SELECT count(*) FROM studies"))
+    return RDBStorage(url, engine_kwargs={"poolclass": sqlalchemy.NullPool}, skip_table_creation=True)
 
 
 def finished(project, url=None):
