@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from search_support import DATASET, small
 from support import ENVIRONMENT
 from vae.errors import SearchError
 from vae.search import workers
+from vae.search.storage import open_storage
 from vae.search.study import DEAD_SECONDS, counted
 from vae.tracking.store import SEARCH_EXPERIMENT, mlflow
 
@@ -357,6 +359,17 @@ def postgresql():
 
     with running() as server:
         yield server
+
+
+@pytest.mark.slow
+def test_processes_that_create_the_tables_at_once_all_get_a_storage(postgresql, monkeypatch):
+    server = sqlalchemy.create_engine(postgresql.url, isolation_level="AUTOCOMMIT")
+    with server.connect() as connection, ThreadPoolExecutor(8) as pool:
+        for name in ("a", "b", "c", "d", "e"):
+            connection.execute(sqlalchemy.text(f"CREATE DATABASE {name}"))
+            monkeypatch.setenv("OPTUNA_STORAGE", postgresql.url.removesuffix("postgres") + name)
+            storages = [future.result() for future in [pool.submit(open_storage) for _ in range(8)]]
+            assert all(storage.get_all_studies() == [] for storage in storages)
 
 
 @pytest.mark.slow

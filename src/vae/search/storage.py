@@ -102,7 +102,7 @@ def _open_database(url: str) -> RDBStorage:
         except (SQLAlchemyError, ImportError, RuntimeError, StorageInternalError) as error:
             cause = error.__cause__ or error
             # Two processes that create the tables at once disturb each other: one has to try again.
-            if attempt < 4 and isinstance(cause, DBAPIError) and "exist" in str(cause):
+            if attempt < 4 and "exist" in str(cause):
                 time.sleep(0.5)
                 continue
             hint = " (`pip install 'vae-mnist-pipeline[databases]'`)" if isinstance(error, ImportError) else ""
