@@ -1,8 +1,9 @@
 """params.yaml as frozen, strict, typed sections: what is not listed here, or out of range, is refused by name."""
 
 import difflib
+import inspect
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -37,6 +38,8 @@ Precision = Literal["auto", "fp32", "bf16"]
 TrainObjective = Literal["elbo", "iwae"]
 Objective = Literal["elbo", "rate_distortion"]
 Pruner = Literal["median", "hyperband", "none"]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 # The names of a model's parts. A new part is a class in `vae.models`, and its name here.
 ARCHITECTURE_NAMES = ["mlp", "conv"]
@@ -217,6 +220,24 @@ class TrainParams(Section):
                 f"{self.epochs // self.kl_cycles}: the warm-up is a part of each cycle"
             )
         return self
+
+
+def takes_fields_of(section: type[Section]) -> Callable[[Function], Function]:
+    """Decorate a function whose `**options` are fields of `section`: `help` and tab completion show them."""
+
+    def decorate(function: Function) -> Function:
+        own, fields = inspect.signature(function), inspect.signature(section)
+        named = [parameter for parameter in own.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
+        # Without the annotations, which are pydantic's.
+        others = [
+            parameter.replace(annotation=parameter.empty)
+            for name, parameter in fields.parameters.items()
+            if name not in own.parameters
+        ]
+        function.__signature__ = own.replace(parameters=named + others)  # type: ignore[attr-defined]
+        return function
+
+    return decorate
 
 
 def check_together(model: ModelParams, train: TrainParams) -> None:

@@ -25,12 +25,16 @@ MAX_FILE_BYTES = 64 * 2**20  # the largest file has 47,040,016
 SPLIT_SEED = 0  # not a parameter: metrics of two runs are comparable only on the same validation images
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Split:
     """Images, uint8 [N, 784], and their labels, int64 [N]."""
 
     images: Tensor
     labels: Tensor
+
+    def __repr__(self) -> str:
+        shape, device = tuple(self.images.shape), self.images.device
+        return f"Split({len(self):,} images {shape}, {self.images.dtype}, on {device})"
 
     def __len__(self) -> int:
         """The number of images."""

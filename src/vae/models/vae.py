@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self, cast
 
+import numpy.typing as npt
 import safetensors
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from vae.config import ModelParams, checked
+from vae.config import ModelParams, checked, takes_fields_of
 from vae.data.binarization import to_float
 from vae.errors import ConfigError, DataError, WeightsError
 from vae.files import write_atomically
@@ -24,6 +25,8 @@ from vae.models.hierarchy import LayerSamples, StochasticLayer, TopDown
 from vae.models.likelihoods import LIKELIHOODS
 from vae.models.networks import DECODERS, ENCODERS, Posterior, initialize
 from vae.models.priors import PRIORS
+
+DEFAULTS = ModelParams()
 
 
 class Terms(NamedTuple):
@@ -57,16 +60,16 @@ class VAE(nn.Module):
     A subclass may override `encode`, `decode`, `kl` or `forward`: training, evaluation and sampling call these.
     """
 
+    @takes_fields_of(ModelParams)
     def __init__(
         self,
         input_dim: int = 784,
-        hidden_dims: Sequence[int] | None = None,
-        latent_dim: int | None = None,
+        hidden_dims: Sequence[int] = DEFAULTS.hidden_dims,
+        latent_dim: int = DEFAULTS.latent_dim,
         **params: Any,
     ) -> None:
         super().__init__()
-        named = {"hidden_dims": None if hidden_dims is None else tuple(hidden_dims), "latent_dim": latent_dim}
-        self.params = checked(ModelParams, {k: v for k, v in named.items() if v is not None} | params)
+        self.params = checked(ModelParams, {"hidden_dims": hidden_dims, "latent_dim": latent_dim, **params})
         self.input_dim = input_dim
         self.encoder = ENCODERS[self.params.architecture](input_dim, self.params)
         self.decoder = DECODERS[self.params.architecture](input_dim, self.params)
@@ -93,16 +96,25 @@ class VAE(nn.Module):
         """Whether `Terms.kl` is exact, with one term per latent dimension; otherwise it is estimated from samples."""
         return self.params.kl_per_dimension
 
-    def encode(self, x: Tensor) -> Posterior:
-        """Pixels [B, D] or [B, 1, 28, 28], in [0, 1] -> q(z|x); unpacks as mean and log-variance, [B, L] each.
+    def extra_repr(self) -> str:
+        """The line that `repr` shows above the parts."""
+        widths = "-".join(map(str, (self.input_dim, *self.params.hidden_dims)))
+        parameters = sum(parameter.numel() for parameter in self.parameters())
+        network = f"{self.params.architecture} {widths}, latent_dim={self.params.latent_dim}"
+        return f"{network}, prior={self.params.prior}, {parameters:,} parameters"
 
-        Raises DataError where an image does not have D pixels.
+    def encode(self, x: Tensor | npt.NDArray[Any]) -> Posterior:
+        """Pixels [B, D] or [B, 1, 28, 28] -> q(z|x); unpacks as mean and log-variance, [B, L] each.
+
+        Pixels are floats in [0, 1] or uint8, in a tensor or a NumPy array. Raises DataError where an image does not
+        have D pixels.
         """
+        x = to_float(torch.as_tensor(x, device=self.output_bias.device))
         if x.ndim < 2 or math.prod(x.shape[1:]) != self.input_dim:
             raise DataError(
                 f"images have shape {tuple(x.shape)}, allowed is (B, ...) with {self.input_dim} pixels each"
             )
-        features = self.encoder.features(x.flatten(1))
+        features = self.encoder.features(x.flatten(1).to(self.output_bias.dtype))
         mu, logvar = self.encoder.posterior(features).float().chunk(2, dim=-1)
         return Posterior(mu, logvar, features)
 
@@ -189,18 +201,22 @@ class VAE(nn.Module):
         return self.likelihood.mean(self.decode(z, TopDown(noise)))
 
     @torch.no_grad()
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """Pixels [B, D] -> mean images [B, D], decoded from the posterior's mean."""
-        noise = torch.zeros(len(x), 1, self.noise_dim, device=x.device)
-        return self.likelihood.mean(self.sample_posterior(self.encode(x), noise).output.squeeze(1))
+    def reconstruct(self, x: Tensor | npt.NDArray[Any]) -> Tensor:
+        """Pixels [B, D] -> mean images [B, D], decoded from the posterior's mean. `x` is as in `encode`."""
+        posterior = self.encode(x)
+        noise = torch.zeros(len(x), 1, self.noise_dim, device=posterior.mu.device)
+        return self.likelihood.mean(self.sample_posterior(posterior, noise).output.squeeze(1))
 
     @torch.no_grad()
     def interpolate(self, start: Tensor, end: Tensor, steps: int, spherical: bool = False) -> Tensor:
         """Mean images between two latents [L], both ends included: [steps, D].
 
         Along the line, or with `spherical` along the great circle (`slerp`), which keeps the typical distance of a
-        high-dimensional normal's samples from the origin.
+        high-dimensional normal's samples from the origin. Raises DataError where a latent does not have L dimensions.
         """
+        if not start.shape == end.shape == (self.params.latent_dim,):
+            shapes = f"{tuple(start.shape)} and {tuple(end.shape)}"
+            raise DataError(f"the latents have shapes {shapes}, allowed is ({self.params.latent_dim},) for both")
         weight = torch.linspace(0, 1, steps, device=start.device)[:, None]
         return self.images(slerp(start, end, weight) if spherical else torch.lerp(start, end, weight))
 

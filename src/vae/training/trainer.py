@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
-from vae.config import Binarization, TrainParams, checked
+from vae.config import Binarization, TrainParams, checked, takes_fields_of
 from vae.data.binarization import check_binarization
 from vae.data.datasets import Split
 from vae.device import resolve
@@ -31,6 +31,7 @@ class VAETrainer:
     Raises ConfigError for an option that is unknown, out of range, or not available on this machine.
     """
 
+    @takes_fields_of(TrainParams)
     def __init__(
         self,
         model: VAE,
@@ -52,6 +53,10 @@ class VAETrainer:
         self.hardware = resolve(self.params)
         self.history = pd.DataFrame()
         self._fitted: Fitted | None = None
+
+    def __repr__(self) -> str:
+        trained = f"best epoch {self._fitted.best_epoch} of {len(self.history)}" if self._fitted else "not trained"
+        return f"{type(self).__name__}({self.hardware}; {trained})"
 
     def train(
         self,
