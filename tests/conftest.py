@@ -3,20 +3,23 @@
 import json
 import os
 import shutil
+import signal
 
 import pytest
 from filelock import FileLock
 
-from support import ENVIRONMENT, PARTS, ROOT, TINY, Project
+from support import ENVIRONMENT, PARTS, ROOT, TINY, Outcome, Project
 
 
 @pytest.fixture(autouse=True)
-def environment_as_before():
-    os.environ.pop("MLFLOW_TRACKING_URI", None)  # MLflow sets it in its own process, also in fixtures that tests share
-    before = dict(os.environ)
+def process_as_before():
+    """Restores environment variables, to which MLflow adds its store, and the handler of SIGTERM, set by commands."""
+    os.environ.pop("MLFLOW_TRACKING_URI", None)  # of a fixture that tests share
+    environment, on_termination = dict(os.environ), signal.getsignal(signal.SIGTERM)
     yield
     os.environ.clear()
-    os.environ.update(before)
+    os.environ.update(environment)
+    signal.signal(signal.SIGTERM, on_termination)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -24,6 +27,22 @@ def no_configuration_of_dvc(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dvc")
     for kind in ("SYSTEM_CONFIG", "GLOBAL_CONFIG", "SITE_CACHE"):
         ENVIRONMENT[f"DVC_{kind}_DIR"] = str(folder / kind.lower())
+
+
+@pytest.fixture
+def called(capsys):
+    """Calls a program's main function in this process, as importing torch and MLflow takes seconds; an `Outcome`."""
+
+    def call(function, *arguments):
+        code, message = 0, ""
+        try:
+            function(*arguments)
+        except SystemExit as stop:  # Python prints a text and exits with 1
+            code, message = (1, f"{stop.code}\n") if isinstance(stop.code, str) else (stop.code or 0, "")
+        out, err = capsys.readouterr()
+        return Outcome(code, out, err + message)
+
+    return call
 
 
 def built_once(tmp_path_factory, name, build):

@@ -1,4 +1,4 @@
-"""What tests share: an environment without the user's settings, and copies of this project."""
+"""What tests share: an environment without the user's settings, copies of this project, and outcomes of commands."""
 
 import os
 import shutil
@@ -16,8 +16,9 @@ from vae.files import sha256
 # A shell that starts the suite in the background has Ctrl-C ignored, in the suite and in all that it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-for _name in [name for name in os.environ if name == "MNIST_DIR" or name.startswith(("MLFLOW_", "DVC_", "GIT_"))]:
-    del os.environ[_name]
+for _name in list(os.environ):
+    if _name.startswith(("MNIST_DIR", "MLFLOW_", "OPTUNA_", "DVC_", "GIT_")):
+        del os.environ[_name]
 os.environ |= {
     "OMP_NUM_THREADS": "1",  # before torch is imported; also, the same weights here and in a stage of its own
     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # `python` in dvc.yaml is this one
@@ -102,6 +103,24 @@ class Project:
     def copy(self, root):
         shutil.copytree(self.root, root)
         return Project(root)
+
+
+class Outcome:
+    """The exit code of a command, and what it printed."""
+
+    def __init__(self, code, out, err):
+        self.code, self.out, self.err = code, out, err
+
+    def succeeds(self):
+        assert self.code == 0, self.err
+        return self
+
+    def fails_with(self, *words, code=1):
+        """One line, `error: ...`, with all of `words`."""
+        assert (self.code, self.err.count("\n")) == (code, 1), self.err
+        assert self.err.startswith("error: ")
+        for word in words:
+            assert word in self.err
 
 
 @contextmanager

