@@ -1,4 +1,4 @@
-"""Every run carries all parameters, and the hardware, data, code and weights that it is of."""
+"""Every run has all parameters, and names its hardware, data, code and weights."""
 
 import subprocess
 
@@ -49,17 +49,17 @@ def test_a_run_carries_the_commit_and_whether_the_code_was_changed_since(tmp_pat
         assert data_of(run.id).tags["git.commit"] == git("rev-parse", "HEAD")
         return data_of(run.id).tags["git.dirty"]
 
-    (tmp_path / "repository/src").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path / "repository")
-    for name in ("params.yaml", "src/code.py", "README.md"):
-        (tmp_path / "repository" / name).write_text("as committed\n")
+    (tmp_path / "src").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for name in ("README.md", "src/code.py"):
+        (tmp_path / name).write_text("as committed\n")
     git("init", "--quiet")
-    git("add", "--all")
+    git("add", "README.md", "src")
     git("commit", "--quiet", "--message=Begin")
     for name, dirty in {"README.md": "false", "src/code.py": "true", "src/new.py": "true"}.items():
-        (tmp_path / "repository" / name).write_text("changed\n")
+        (tmp_path / name).write_text("changed\n")
         assert is_dirty() == dirty
-        git("stash", "--quiet", "--include-untracked")
+        git("stash", "--quiet", "--include-untracked", "--", "README.md", "src")
 
 
 @pytest.mark.usefixtures("store")
@@ -86,39 +86,8 @@ def test_a_stage_finds_the_run_of_its_weights_or_opens_one_that_says_how_they_we
     assert resumed("bbbb") == opened
 
 
-@pytest.mark.usefixtures("store")
-def test_a_search_is_a_run_with_a_child_for_each_trial(tmp_path):
-    def children():
-        query = f"tags.`mlflow.parentRunId` = '{parent}'"
-        return tracking.mlflow.search_runs(filter_string=query, output_format="list")
-
-    tracking.connect(tracking.SEARCH_EXPERIMENT)
-    parent = tracking.new_search(Params(), DATASET)
-    with tracking.trial_run(0, parent, Params(), CPU, DATASET) as trial:
-        trial.log_metrics({"kl": 25.0}, prefix="val/", step=1)
-    (child,) = children()
-    assert (child.info.run_id, child.info.status, child.data.metrics) == (trial.id, "FINISHED", {"val/kl": 25.0})
-    assert child.data.params.keys() == of_a_training(Params())
-    assert child.data.tags.items() >= {"trial": "0", "precision": "fp32", **DATA_TAGS}.items()
-    tracking.end_dead_trial(0, parent)
-    (child,) = children()
-    assert (child.info.status, child.data.tags["state"]) == ("KILLED", "KILLED")
-    (tmp_path / "trials.csv").write_text("0")
-    with tracking.open_run("search", parent, tracking.SEARCH_EXPERIMENT) as run:
-        tracking.log_search(run, {"trials": 1, "best": "0"}, [tmp_path / "trials.csv"])
-    data = data_of(parent)
-    assert data.metrics == {"trials": 1.0} and data.tags.items() >= {"trials": "1", "best": "0", **DATA_TAGS}.items()
-    assert data.params.keys() >= {"search.epochs", "train.epochs"} and "search.n_trials" not in data.params
-
-
-@pytest.mark.parametrize(
-    ("model", "train", "name"),
-    [
-        ({"hidden_dims": (512, 512)}, {"learning_rate": 2e-3}, "mlp512x2-z32-b1-lr0.002"),
-        ({"hidden_dims": (512, 256), "latent_dim": 2}, {"beta": 4.0}, "mlp512-256-z2-b4-lr0.001"),
-        ({"architecture": "conv", "hidden_dims": (32, 32)}, {"beta": 0.5}, "conv32x2-z32-b0.5-lr0.001"),
-    ],
-)
-def test_a_run_is_named_after_what_often_differs(model, train, name):
-    model, train = {"latent_dim": 32, **model}, {"beta": 1.0, "learning_rate": 1e-3, **train}
-    assert tracking.run_name(Params(model=ModelParams(**model), train=TrainParams(**train))) == name
+def test_a_run_is_named_after_what_often_differs():
+    model, train = ModelParams(hidden_dims=(512, 512), latent_dim=32), TrainParams(beta=1.0, learning_rate=2e-3)
+    assert tracking.run_name(Params(model=model, train=train)) == "mlp512x2-z32-b1-lr0.002"
+    model, train = ModelParams(architecture="conv", hidden_dims=(32, 64), latent_dim=2), TrainParams(beta=0.5)
+    assert tracking.run_name(Params(model=model, train=train)).startswith("conv32-64-z2-b0.5-lr")

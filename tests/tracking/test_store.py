@@ -3,13 +3,12 @@
 import os
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
 import threading
 import time
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.request import urlopen
@@ -28,33 +27,29 @@ client = tracking.mlflow.MlflowClient
 
 
 @contextmanager
-def answering(status, headers=()):
-    """The URL of an HTTP server that answers every request in the same way."""
+def answering(status=None, headers=()):
+    """The URL of an HTTP server that answers every request with `status`, or never."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
+            if status is None:
+                return closing.wait()
             self.send_response(status)
             for header in headers:
                 self.send_header(*header)
             self.end_headers()
 
-        def do_POST(self):
-            self.do_GET()
+        do_POST = do_GET  # noqa: N815
 
         def log_message(self, *_):
             pass
 
+    closing = threading.Event()
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://user:{SECRET}@127.0.0.1:{server.server_port}"
+        closing.set()
         server.shutdown()
-
-
-def silent():
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    listener.listen()
-    return closing(listener)
 
 
 def refusal(uri=None, limit=10.0):
@@ -70,30 +65,32 @@ def refusal(uri=None, limit=10.0):
 
 
 @pytest.mark.parametrize("scheme", ["http", "postgresql+psycopg", "mysql+pymysql"])
-def test_a_store_out_of_reach_is_refused_within_ten_seconds(scheme):
+def test_an_unreachable_store_is_refused_within_ten_seconds(scheme):
     assert f"{scheme}://***@127.0.0.1" in refusal(f"{scheme}://user:{SECRET}@127.0.0.1:{free_port()}")
 
 
-def test_a_server_that_never_answers_is_refused_within_ten_seconds():
-    with silent() as listener:
-        message = refusal(f"http://user:{SECRET}@127.0.0.1:{listener.getsockname()[1]}")
-    assert "unset MLFLOW_TRACKING_URI" in message
-
-
-@pytest.mark.parametrize(("status", "headers"), [(404, []), (503, [("Retry-After", "3600")])])
-def test_a_server_that_is_not_mlflow_or_asks_for_patience_is_refused_within_ten_seconds(status, headers):
+@pytest.mark.parametrize(
+    ("status", "headers", "words"),
+    [
+        (None, [], "unset MLFLOW_TRACKING_URI"),
+        (404, [], "http://***@127.0.0.1"),
+        (503, [("Retry-After", "3600")], "http://***@127.0.0.1"),
+    ],
+    ids=["no answer", "not MLflow", "overloaded"],
+)
+def test_a_server_that_does_not_serve_mlflow_is_refused_within_ten_seconds(status, headers, words):
     with answering(status, headers) as uri:
-        assert "http://***@127.0.0.1" in refusal(uri)
+        assert words in refusal(uri)
 
 
-def test_retry_after_and_a_hiccup_delay_no_training_and_leave_the_timeouts_as_they_are(store, monkeypatch, capsys):
+def test_a_long_retry_after_delays_no_training_and_leaves_the_timeouts_as_they_are(store, monkeypatch, capsys):
     before = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_HTTP")}
     run = tracking.Run("trained", "0123456789abcdef" * 2)
     with answering(503, [("Retry-After", "60")]) as uri:
         tracking.mlflow.set_tracking_uri(uri)
         started = time.monotonic()
         run.log_metrics({"loss": 1.0})
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 20
     assert len(list(unsynced().glob("*/run.json"))) == 1
     assert {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_HTTP")} == before
     assert SECRET not in capsys.readouterr().err
@@ -154,12 +151,12 @@ def test_a_project_in_any_path_has_its_store_inside_and_the_ui_shows_it(new_proj
 
 
 def wait_for(url, process):
-    for _ in range(600):
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline and process.poll() is None:
         try:
-            with urlopen(url, timeout=5) as answer:
+            with urlopen(url, timeout=20) as answer:
                 return answer.read()
         except OSError:
-            assert process.poll() is None
             time.sleep(0.1)
     raise AssertionError(f"{url} does not answer")
 
@@ -173,19 +170,18 @@ def test_projects_may_create_a_store_that_they_share_at_once(tmp_path):
         "with tracking.open_run('one of four') as run: run.log_metrics({'value': 1})\n"
     )
     uri = f"sqlite:///{tmp_path / 'shared' / 'x.db'}"
-    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    processes = []
-    for number in range(4):
-        root = tmp_path / f"project {number}"
-        root.mkdir()
-        environment = {**ENVIRONMENT, "DVC_ROOT": str(root), "MLFLOW_TRACKING_URI": uri}
-        command = [sys.executable, "-c", program]
-        processes.append(subprocess.Popen(command, text=True, cwd=root, env=environment, **pipes))
-    assert [process.stdout.readline() for process in processes] == ["ready\n"] * 4
-    for process in processes:
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    errors = [process.communicate(timeout=240)[1] for process in processes]
+    environment = {**ENVIRONMENT, "MLFLOW_TRACKING_URI": uri}
+    with ExitStack() as running:
+        processes = []
+        for number in range(4):
+            root = tmp_path / f"project {number}"
+            root.mkdir()
+            process = stage_process("-c", program, cwd=root, env=environment, stdin=subprocess.PIPE)
+            processes.append(running.enter_context(process))
+        assert [process.stdout.readline() for process in processes] == ["ready\n"] * 4
+        for process in processes:
+            print("go", file=process.stdin, flush=True)
+        errors = [process.communicate(timeout=240)[1] for process in processes]
     assert [process.returncode for process in processes] == [0] * 4, errors
     experiment = client(uri).get_experiment_by_name(tracking.EXPERIMENT)
     runs = client(uri).search_runs([experiment.experiment_id])
@@ -225,31 +221,28 @@ def test_a_training_whose_server_is_frozen_goes_on_and_is_logged_by_make_sync(tm
     shutil.copytree(bundled[0].parent, project)
     with Server(tmp_path, empty_store) as server:
         url = server.url.replace("://", f"://user:{SECRET}@")
-        environment = {**ENVIRONMENT, "DVC_ROOT": str(project), "MLFLOW_TRACKING_URI": url}
-        environment["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "2"
+        environment = {**ENVIRONMENT, "MLFLOW_TRACKING_URI": url, "MLFLOW_HTTP_REQUEST_TIMEOUT": "2"}
         with stage_process("-c", TRAINING, cwd=project, env=environment) as training:
             lines = [training.stdout.readline() for _ in range(2)]
             assert lines[-1].startswith("epoch   1/6")
             server.signal(signal.SIGSTOP)
-            rest, errors = training.communicate(timeout=120)
+            rest, errors = training.communicate(timeout=240)
         assert training.returncode == 0 and "epoch   6/6" in rest, errors
         assert errors.startswith("warning: not tracked in MLflow for now: ") and errors.count("warning: ") == 1
         (project / "w.safetensors").unlink()  # as if the next training had overwritten it
         server.signal(signal.SIGCONT)
         environment["MLFLOW_TRACKING_URI"] = url.replace(SECRET, f"new-{SECRET}") + "/"
         sync = [sys.executable, "-m", "vae.tracking", "sync"]
-        done = subprocess.run(sync, cwd=project, env=environment, text=True, capture_output=True, timeout=120)
+        done = subprocess.run(sync, cwd=project, env=environment, text=True, capture_output=True, timeout=240)
         assert (done.returncode, done.stderr) == (0, "") and "has everything" in done.stdout
         run_id = rest.split()[-1]
         run = client(server.url).get_run(run_id)
         curve = client(server.url).get_metric_history(run_id, "val/neg_elbo")
         files = {file.path for file in client(server.url).list_artifacts(run_id)}
-    assert [point.step for point in curve] == [1, 2, 3, 4, 5, 6]
+    assert [point.step for point in curve] == list(range(1, 7))
     assert run.info.status == "FINISHED" and "summary/val/neg_elbo" in run.data.metrics
-    assert run.inputs.dataset_inputs[0].dataset.name == "MNIST-bundled-5000"
     assert files >= {"w.safetensors", "history.csv"} and "model.sha256" in run.data.tags
-    shown = "".join([*lines, rest, errors, done.stdout, str(run.to_dictionary())])
-    assert SECRET not in shown
+    assert SECRET not in "".join([*lines, rest, errors, done.stdout, str(run.to_dictionary())])
     written = [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".log"]
     assert not [path for path in written if SECRET.encode() in path.read_bytes()]
 
@@ -266,16 +259,15 @@ def test_a_server_that_is_killed_and_started_again_gets_everything_once(tmp_path
                     server.signal(signal.SIGKILL)
                 if step == 6:
                     server.start()
-                run.log_metrics({"loss": float(step), "nan": float("nan"), "bad|name": 1.0}, step=step)
-            run.log_params({"long": "x" * 9000, "worse|name": 1, "p": 2})
-        loss, nan = (client().get_metric_history(run.id, name) for name in ("loss", "nan"))
-        assert [(point.step, point.value) for point in loss] == [(step, float(step)) for step in range(1, 9)]
-        assert [point.step for point in nan] == list(range(1, 9))
-        assert client().get_run(run.id).data.params.keys() == {"long", "p"}
-        assert client().get_run(run.id).info.status == "FINISHED"
-    warnings = capsys.readouterr().err.splitlines()
-    assert sorted(line.split(":")[1].split(",")[0] for line in warnings) == [
-        " MLflow refuses bad|name",
-        " MLflow refuses worse|name",
-        " not tracked in MLflow for now",
+                run.log_metrics({"loss": float(step), "bad|name": 1.0}, step=step)
+            run.log_params({"worse|name": 1, "p": 2})
+        points = [(point.step, point.value) for point in client().get_metric_history(run.id, "loss")]
+        logged = client().get_run(run.id)
+    assert points == [(step, float(step)) for step in range(1, 9)]
+    assert (logged.data.params, logged.info.status) == ({"p": "2"}, "FINISHED")
+    warnings = sorted(line.split(":")[1].split(",")[0].strip() for line in capsys.readouterr().err.splitlines())
+    assert warnings == [
+        "MLflow refuses bad|name",
+        "MLflow refuses worse|name",
+        "not tracked in MLflow for now",
     ]
