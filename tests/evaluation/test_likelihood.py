@@ -1,3 +1,5 @@
+"""Likelihood bounds of test images, their errors, the linear probe, and interrupted evaluations."""
+
 import copy
 import math
 
@@ -29,27 +31,6 @@ LABELS = torch.arange(23) % 10
 TARGETS = binary_images(23)
 
 
-def exact_nll(model, x, points=81, reach=5.0):
-    """−log p(x) by numerical integration over a grid of a 2-D latent space."""
-    line = torch.linspace(-reach, reach, points)
-    z = torch.cartesian_prod(line, line)
-    with torch.no_grad():
-        log_likelihood = Independent(Bernoulli(logits=model.decode(z)), 1).log_prob(x[:, None])
-    log_prior = Normal(0.0, 1.0).log_prob(z).sum(1)
-    cell = 2 * math.log(2 * reach / (points - 1))
-    return -torch.logsumexp(log_likelihood + log_prior + cell, 1)
-
-
-def test_nll_is_the_integral_over_the_latent_space():
-    model = model_of()
-    few = TARGETS[:5]
-    result = evaluate(model, few, LABELS[:5], EvaluateParams(importance_samples=30_000))
-    exact = exact_nll(model, to_float(few)).double().numpy()
-    assert (-result.images["elbo"] - exact).min() > 0.1, "the bound must be loose enough for the test to see a gap"
-    np.testing.assert_allclose(result.images["nll"], exact, atol=0.02, rtol=0)
-    assert (result.images["nll"] <= -result.images["elbo"] + 1e-3).all()
-
-
 def test_reconstruction_and_kl_are_those_of_torch_distributions():
     model = model_of(4)
     result = evaluate(model, TARGETS, LABELS, EvaluateParams(importance_samples=3000))
@@ -77,43 +58,36 @@ def test_the_same_weights_give_the_same_metrics_and_more_samples_a_tighter_bound
 
 
 def test_chunks_smaller_than_the_samples_of_an_image_give_the_same_estimate():
-    model = model_of()
-    whole = evaluate(model, TARGETS, LABELS, EvaluateParams(importance_samples=1000, chunk_size=23_000)).metrics()
-    for chunk_size in (1, 7, 300):
-        samples = 1000 if chunk_size > 100 else 50
-        params = EvaluateParams(importance_samples=samples, chunk_size=chunk_size)
-        chunked = evaluate(model, TARGETS, LABELS, params).metrics()
-        assert chunked["nll"] == pytest.approx(whole["nll"], abs=0.05)
-        assert chunked["kl"] == pytest.approx(whole["kl"], rel=1e-6)
+    whole, *chunked = (
+        evaluate(model_of(), TARGETS, LABELS, EvaluateParams(importance_samples=1000, chunk_size=size)).metrics()
+        for size in (23_000, 7, 300)
+    )
+    for metrics in chunked:
+        assert metrics["nll"] == pytest.approx(whole["nll"], abs=0.05)
+        assert metrics["kl"] == pytest.approx(whole["kl"], rel=1e-6)
 
 
-def test_at_most_a_chunk_of_latents_is_decoded_at_a_time(monkeypatch):
-    sizes = []
-    decode = VAE.decode
-    monkeypatch.setattr(VAE, "decode", lambda self, z: sizes.append(z[..., 0].numel()) or decode(self, z))
+def test_each_image_is_encoded_once_and_at_most_a_chunk_of_latents_is_decoded_at_a_time(monkeypatch):
+    encoded, decoded = [], []
+    encode, decode = VAE.encode, VAE.decode
+    monkeypatch.setattr(VAE, "encode", lambda self, x: encoded.append(len(x)) or encode(self, x))
+    monkeypatch.setattr(VAE, "decode", lambda self, z: decoded.append(z[..., 0].numel()) or decode(self, z))
     evaluate(model_of(), TARGETS, LABELS, EvaluateParams(importance_samples=50, chunk_size=128))
-    assert max(sizes) <= 128
-    assert sum(sizes) == 23 * 50
-
-
-def test_each_image_is_encoded_once(monkeypatch):
-    sizes = []
-    encode = VAE.encode
-    monkeypatch.setattr(VAE, "encode", lambda self, x: sizes.append(len(x)) or encode(self, x))
-    evaluate(model_of(), TARGETS, LABELS, EvaluateParams(importance_samples=50, chunk_size=128))
-    assert sum(sizes) == 23
+    assert sum(encoded) == 23
+    assert max(decoded) <= 128
+    assert sum(decoded) == 23 * 50
 
 
 def exact_importance_weighted_nll(model, x, samples, chunk):
-    """The NLL from the draws that `evaluate` takes of one image, all in float64."""
+    """The NLL of one image in float64, from the same noise as in `evaluate`."""
     generator = torch.Generator().manual_seed(0)
     model = copy.deepcopy(model).double()
     log_weights = []
     with torch.no_grad():
         mu, logvar = (moment.double() for moment in model.encode(x.double()))
         posterior = Normal(mu, torch.exp(0.5 * logvar))
-        for n in [chunk] * (samples // chunk):
-            noise = torch.randn(1, n, model.noise_dim, generator=generator)[0].double()
+        for _ in range(samples // chunk):
+            noise = torch.randn(1, chunk, model.noise_dim, generator=generator)[0].double()
             z = posterior.mean + posterior.stddev * noise
             likelihood = Independent(Bernoulli(logits=model.decode(z)), 1).log_prob(x.double())
             log_weights.append(likelihood + (Normal(0.0, 1.0).log_prob(z) - posterior.log_prob(z)).sum(1))
@@ -132,19 +106,6 @@ def test_nll_is_exact_to_a_ten_thousandth_of_a_nat(scale):
         assert result.images["nll"][0] == pytest.approx(expected, abs=1e-4 * max(1, scale / 10))
 
 
-@pytest.mark.parametrize("logit", [-100.0, 100.0])
-def test_confidently_wrong_pixels_cost_their_logit(logit):
-    model = model_of()
-    with torch.no_grad():
-        model.decoder.head.weight.zero_()
-        model.output_bias.fill_(logit)
-    result = evaluate(model, TARGETS, LABELS, EvaluateParams(importance_samples=20))
-    white = to_float(TARGETS).sum(1)
-    wrong = white if logit < 0 else 784 - white
-    np.testing.assert_allclose(result.images["reconstruction"], 100 * wrong.double().numpy(), rtol=1e-5)
-    assert np.isfinite(result.images["nll"]).all()
-
-
 def test_bf16_is_used_in_the_decoder_only():
     model, types = model_of(8), {}
     model.encoder.head.register_forward_hook(lambda _, inputs, output: types.update(encoder=output.dtype))
@@ -160,14 +121,19 @@ def test_bf16_is_used_in_the_decoder_only():
     assert (exact.images["nll"] != rounded.images["nll"]).any()
 
 
-def test_means_weigh_every_image_alike_and_classes_add_up_to_the_whole():
+def test_metrics_are_means_over_images_and_those_of_classes_add_up_to_them():
     result = evaluate(model_of(), TARGETS, LABELS, EvaluateParams(importance_samples=20, chunk_size=100))
-    metrics, digits = result.metrics(), result.by_class()
+    metrics, classes = result.metrics(), result.by_class()
+    images = classes["images"]
     assert metrics["n_test"] == 23
-    assert digits["images"].tolist() == [3, 3, 3, 2, 2, 2, 2, 2, 2, 2]
+    assert images.tolist() == [3, 3, 3, 2, 2, 2, 2, 2, 2, 2]
     for name in ("reconstruction", "kl", "elbo", "nll"):
         assert metrics[name] == pytest.approx(result.images[name].mean())
-        assert np.average(digits[name], weights=digits["images"]) == pytest.approx(metrics[name])
+    for name in ("reconstruction", "kl", "elbo", "nll", "elbo_gap"):
+        assert np.average(classes[name], weights=images) == pytest.approx(metrics[name])
+    error = np.linalg.norm(images * classes["nll_sampling_error"]) / 23
+    assert error == pytest.approx(metrics["nll_sampling_error"])
+    assert classes["active_units"].tolist() == [active_units(result.mu[label == LABELS]) for label in range(10)]
 
 
 def test_active_units_are_those_whose_mean_varies():
@@ -176,30 +142,20 @@ def test_active_units_are_those_whose_mean_varies():
     assert active_units(mu.astype(np.float32)) == 2
 
 
-def test_active_units_of_a_class_are_counted_among_its_own_images():
-    result = evaluate(model_of(), TARGETS, LABELS, EvaluateParams(importance_samples=2))
-    expected = [active_units(result.mu[(pd.Series(LABELS) == digit).to_numpy()]) for digit in range(10)]
-    assert result.by_class()["active_units"].tolist() == expected
-
-
 def test_the_sampling_error_is_the_spread_of_repeated_estimates():
-    """The delta method estimates it from one evaluation; here are 40 of them."""
-    model, params = model_of(2), EvaluateParams(importance_samples=300)
+    """The delta method estimates it from one evaluation; the spread is that of 40."""
+    model, params = model_of(), EvaluateParams(importance_samples=300)
     repeated = [evaluate(model, TARGETS, LABELS, params, seed=seed) for seed in range(40)]
     nll, error = (np.stack([result.images[name] for result in repeated]) for name in ("nll", "nll_sampling_error"))
-    # 23 variances of 39 degrees of freedom each: the relative error of their mean is √(2 / (23 · 39)) = 5 %, or 11 % if
-    # one image dominates; the delta method's own error is of order 1 / K.
+    # The mean of 23 variances with 39 degrees of freedom each has a relative error of √(2 / (23 · 39)) = 5 %.
     assert nll.var(0, ddof=1).sum() == pytest.approx(np.square(error).mean(0).sum(), rel=0.3)
-    whole = [result.metrics() for result in repeated]
-    spread = np.std([metrics["nll"] for metrics in whole], ddof=1)
-    assert spread == pytest.approx(np.mean([metrics["nll_sampling_error"] for metrics in whole]), rel=0.3)
+    whole = pd.DataFrame([result.metrics() for result in repeated])
+    assert whole["nll"].std() == pytest.approx(whole["nll_sampling_error"].mean(), rel=0.3)
 
 
-def test_the_standard_error_is_that_of_a_mean_and_the_sampling_errors_are_independent():
-    images = pd.DataFrame(dict.fromkeys(("reconstruction", "kl", "elbo"), [0.0] * 4))
-    images["elbo"] = -5.0
-    images["nll"], images["nll_sampling_error"] = [1.0, 2.0, 3.0, 4.0], [3.0, 0.0, 4.0, 0.0]
-    found = summary(images)
+def test_the_errors_of_a_mean():
+    columns = {"elbo": -5.0, "nll": [1.0, 2.0, 3.0, 4.0], "nll_sampling_error": [3.0, 0.0, 4.0, 0.0]}
+    found = summary(pd.DataFrame({"reconstruction": 0.0, "kl": 0.0} | columns))
     assert found["nll_standard_error"] == pytest.approx(math.sqrt(5 / 3 / 4))
     assert found["nll_sampling_error"] == pytest.approx(5 / 4)
     assert found["elbo_gap"] == 5 - 2.5
@@ -207,57 +163,35 @@ def test_the_standard_error_is_that_of_a_mean_and_the_sampling_errors_are_indepe
 
 @pytest.mark.filterwarnings("ignore:Degrees of freedom:RuntimeWarning", "ignore:invalid value:RuntimeWarning")
 def test_undefined_errors_are_left_out():
-    params = EvaluateParams(importance_samples=1)
-    metrics = evaluate(model_of(), TARGETS, LABELS, params).metrics()
-    assert "nll_sampling_error" not in metrics
-    assert metrics["nll_standard_error"] > 0
-    metrics = evaluate(model_of(), TARGETS[:1], LABELS[:1], EvaluateParams(importance_samples=5)).metrics()
-    assert "nll_standard_error" not in metrics
-    assert metrics["nll_sampling_error"] > 0
-
-
-def test_errors_and_gaps_of_classes_are_those_of_their_images():
-    result = evaluate(model_of(), TARGETS, LABELS, EvaluateParams(importance_samples=20))
-    metrics, digits = result.metrics(), result.by_class()
-    squared = (digits["images"] * digits["nll_sampling_error"]).pow(2).sum()
-    assert math.sqrt(squared) / 23 == pytest.approx(metrics["nll_sampling_error"])
-    assert np.average(digits["elbo_gap"], weights=digits["images"]) == pytest.approx(metrics["elbo_gap"])
-    of_two = result.images.loc[result.images["label"] == 2, "nll"].to_numpy()
-    assert digits["nll_standard_error"][2] == pytest.approx(np.std(of_two, ddof=1) / math.sqrt(3))
+    of_one_sample = evaluate(model_of(), TARGETS, LABELS, EvaluateParams(importance_samples=1)).metrics()
+    of_one_image = evaluate(model_of(), TARGETS[:1], LABELS[:1], EvaluateParams(importance_samples=5)).metrics()
+    errors = {"nll_sampling_error", "nll_standard_error"}
+    assert errors & of_one_sample.keys() == {"nll_standard_error"}
+    assert errors & of_one_image.keys() == {"nll_sampling_error"}
 
 
 def evaluation_of(variances, kl):
     mu = np.random.default_rng(0).normal(size=(1000, len(variances))) * np.sqrt(variances)
-    columns = {
-        "label": 0,
-        "reconstruction": 100.0,
-        "kl": kl,
-        "elbo": -100 - kl,
-        "nll": 100.0,
-        "nll_sampling_error": 0.1,
-    }
-    return Evaluation(pd.DataFrame(columns, index=range(1000)), mu.astype(np.float32), np.zeros_like(mu, np.float32))
+    columns = {"label": 0, "reconstruction": 100.0, "kl": kl, "elbo": -100 - kl, "nll": 100.0}
+    images = pd.DataFrame(columns | {"nll_sampling_error": 0.1}, index=range(1000))
+    return Evaluation(images, mu.astype(np.float32), np.zeros_like(mu, np.float32))
 
 
 @pytest.mark.parametrize(
     ("variances", "kl", "collapsed"),
     [
-        ([1.0] * 22 + [0.0] * 18, 25.0, False),  # dimensions to spare are no collapse
         ([1.0] * 5 + [0.005] * 35, 9.0, False),
         ([1.0] * 4 + [0.005] * 36, 9.0, True),
-        ([0.0, 0.0], 0.5, True),
         ([1.0, 0.0], 3.0, False),
         ([1.0, 1.0], 0.05, True),
-        ([1.0], 3.0, False),
     ],
 )
-def test_a_collapse_is_reported_where_hardly_a_dimension_is_active_or_the_kl_is_0(variances, kl, collapsed):
+def test_a_collapse_is_reported_where_hardly_a_dimension_is_active_or_the_kl_is_near_0(variances, kl, collapsed):
     metrics = evaluation_of(variances, kl).metrics()
     assert metrics["active_units"] + metrics["collapsed_units"] == len(variances)
     assert metrics["collapsed_units"] == sum(variance < 0.01 for variance in variances)
     assert has_collapsed(metrics) == collapsed
-    params = Params().replaced({"model.latent_dim": len(variances)})
-    lines = describe(metrics, params).splitlines()
+    lines = describe(metrics, Params().replaced({"model.latent_dim": len(variances)})).splitlines()
     assert len(lines) == 1 + collapsed
     assert lines[-1].startswith("warning: posterior collapse") == collapsed
 
@@ -271,23 +205,21 @@ def test_posterior_means_are_the_evaluations_whatever_the_chunks():
 
 
 def test_a_linear_probe_finds_linear_structure_only():
-    generator = np.random.default_rng(0)
-    mu = generator.normal(size=(2000, 3)).astype(np.float32)
-    halves = [(mu[:1000], mu[1000:]), (slice(1000), slice(1000, None))]
-    (train, test), (first, second) = halves
-    sides = torch.from_numpy((mu[:, 0] > 0.0) * 1 + (mu[:, 1] > 0.0) * 2)
-    crossed = torch.from_numpy((mu[:, 0] * mu[:, 1] > 0) * 1)
-    assert linear_probe_accuracy(train, sides[first], test, sides[second]) > 0.97
-    assert linear_probe_accuracy(train, crossed[first], test, crossed[second]) < 0.6
-    # It is scored on the test images: with their labels reversed, it is nearly always wrong.
-    assert linear_probe_accuracy(train, sides[first], test, 3 - sides[second]) < 0.03
+    mu = np.random.default_rng(0).normal(size=(2000, 3)).astype(np.float32)
+    positive = torch.from_numpy(mu > 0).long()
+    sides, crossed = positive[:, 0] + 2 * positive[:, 1], positive[:, 0] ^ positive[:, 1]
+
+    def accuracy(labels, of_test):
+        return linear_probe_accuracy(mu[:1000], labels[:1000], mu[1000:], of_test[1000:])
+
+    assert accuracy(sides, sides) > 0.97
+    assert accuracy(crossed, crossed) < 0.6
+    assert accuracy(sides, 3 - sides) < 0.03, "it must be scored on the labels of the test images"
 
 
-def test_a_probe_of_one_dimension_and_of_a_constant_one_works():
-    mu = np.random.default_rng(0).normal(size=(600, 1)).astype(np.float32)
-    labels = torch.from_numpy((mu[:, 0] > 0) * 1)
-    assert linear_probe_accuracy(mu, labels, mu, labels) > 0.97
-    assert linear_probe_accuracy(mu * 0, labels, mu * 0, labels) == pytest.approx(0.5, abs=0.05)
+def test_a_linear_probe_of_a_constant_guesses():
+    mu, labels = np.zeros((600, 1), np.float32), torch.arange(600) % 2
+    assert linear_probe_accuracy(mu, labels, mu, labels) == pytest.approx(0.5, abs=0.05)
 
 
 class InterruptError(Exception):
@@ -299,20 +231,19 @@ def test_an_interrupted_evaluation_resumes_to_the_same_metrics(batch, tmp_path, 
     monkeypatch.setattr(evaluation, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
     model, params = model_of(), EvaluateParams(importance_samples=10, chunk_size=40)  # six batches
     expected = evaluate(model, TARGETS, LABELS, params)
-    evaluated, whole = [], evaluation._evaluate_batch
+    calls, evaluate_batch = [], evaluation._evaluate_batch
 
-    def until_interrupted(*arguments):
-        if len(evaluated) == batch:
+    def interrupted_once(*arguments):
+        calls.append(arguments)
+        if len(calls) == batch + 1:
             raise InterruptError
-        evaluated.append(arguments)
-        return whole(*arguments)
+        return evaluate_batch(*arguments)
 
-    monkeypatch.setattr(evaluation, "_evaluate_batch", until_interrupted)
+    monkeypatch.setattr(evaluation, "_evaluate_batch", interrupted_once)
     with pytest.raises(InterruptError):
         evaluate(model, TARGETS, LABELS, params, checkpoints=Checkpoints(tmp_path))
-    batch = 7  # no further interruption
     again = evaluate(model, TARGETS, LABELS, params, checkpoints=Checkpoints(tmp_path))
-    assert len(evaluated) == 6
+    assert len(calls) == 6 + 1
     pd.testing.assert_frame_equal(again.images, expected.images, check_exact=True)
     np.testing.assert_array_equal(again.mu, expected.mu)
     np.testing.assert_array_equal(again.logvar, expected.logvar)
