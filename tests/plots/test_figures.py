@@ -1,13 +1,12 @@
 """Figures: what they show, their labels, and equal bytes for equal arrays."""
 
-import io
 from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from vae.plots.figure import PALETTE, save
+from vae.plots.figure import save
 from vae.plots.history import training_history
 from vae.plots.image_grids import (
     generated_samples,
@@ -23,18 +22,6 @@ RANDOM = np.random.default_rng(0)
 IMAGES = RANDOM.random((12, 784))
 
 
-def png(figure):
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=40)
-    return buffer.getvalue()
-
-
-def history(epochs, improved=(), keys=("neg_elbo", "reconstruction", "kl")):
-    columns = {f"{part}/{key}": RANDOM.random(epochs) + 90 for part in ("train", "val") for key in keys}
-    epoch = np.arange(1, epochs + 1)
-    return pd.DataFrame({"epoch": epoch, **columns, "improved": np.isin(epoch, [1, *improved]).astype(int)})
-
-
 def test_a_grid_holds_every_image_in_its_place_with_a_short_last_row():
     grid = image_grid(IMAGES[:5], columns=3)
     assert grid.shape == (2 * 29 - 1, 3 * 29 - 1)
@@ -44,8 +31,15 @@ def test_a_grid_holds_every_image_in_its_place_with_a_short_last_row():
         np.testing.assert_array_equal(cell, IMAGES[number].reshape(28, 28))
 
 
-@pytest.mark.parametrize(("epochs", "improved", "kept"), [(1, [], 1), (2, [2], 2), (40, [3, 9], 9)])
-def test_training_history_shows_both_curves_and_marks_the_epoch_of_the_kept_weights(epochs, improved, kept):
+def history(epochs, improved=()):
+    keys = [f"{part}/{key}" for part in ("train", "val") for key in ("neg_elbo", "reconstruction", "kl")]
+    epoch = np.arange(1, epochs + 1)
+    columns = {key: RANDOM.random(epochs) + 90 for key in keys}
+    return pd.DataFrame({"epoch": epoch, **columns, "improved": np.isin(epoch, [1, *improved]).astype(int)})
+
+
+@pytest.mark.parametrize(("epochs", "improved", "kept"), [(1, [], 1), (40, [3, 9], 9)])
+def test_the_history_shows_both_curves_and_marks_the_epoch_of_the_kept_weights(epochs, improved, kept):
     table = history(epochs, improved)
     figure = training_history(table)
     training, validation, marked = figure.axes[0].lines
@@ -54,10 +48,9 @@ def test_training_history_shows_both_curves_and_marks_the_epoch_of_the_kept_weig
     np.testing.assert_array_equal(validation.get_ydata(), table["val/neg_elbo"])
     assert marked.get_xydata().tolist() == [[kept, table["val/neg_elbo"][kept - 1]]]
     assert figure.get_suptitle() == f"Kept weights: epoch {kept}, with the best validation −ELBO"
-    assert png(figure)
 
 
-def test_training_history_of_the_importance_weighted_bound_marks_the_epoch_with_the_best_bound():
+def test_the_history_of_the_importance_weighted_bound_marks_the_epoch_with_the_best_bound():
     table = history(10, [4, 6])
     table["val/neg_bound"] = table["val/neg_elbo"] - 1
     table.loc[8, ["val/neg_elbo", "val/neg_bound"]] = 80, 95  # the best −ELBO, in another epoch
@@ -68,26 +61,22 @@ def test_training_history_of_the_importance_weighted_bound_marks_the_epoch_with_
     assert figure.get_suptitle() == "Kept weights: epoch 6, with the best importance-weighted bound"
 
 
-@pytest.mark.parametrize("epochs", [32, 50_000])
-def test_the_ticks_of_a_long_history_are_readable(epochs):
-    figure = training_history(history(epochs))
+def test_the_ticks_of_a_long_history_do_not_overlap():
+    figure = training_history(history(50_000))
     figure.draw_without_rendering()
     for ax in figure.axes:
         low, high = ax.get_xlim()
-        labels = [tick.label1 for tick in ax.xaxis.get_major_ticks() if low <= tick.get_loc() <= high]
-        boxes = [label.get_window_extent() for label in labels]
+        ticks = [tick for tick in ax.xaxis.get_major_ticks() if low <= tick.get_loc() <= high]
+        boxes = [tick.label1.get_window_extent() for tick in ticks]
         assert len(boxes) >= 3
-        assert all(left.x1 < right.x0 for left, right in pairwise(boxes)), "labels overlap"
+        assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
 
 
 @pytest.mark.parametrize(("latents", "words"), [(1, "z[0]"), (2, "z[1]"), (7, "PCA of 7 latent dimensions")])
-def test_the_latent_space_names_the_plane_that_it_shows(latents, words):
-    figure = latent_space(RANDOM.normal(size=(200, latents)), np.arange(200) % 10)
-    ax = figure.axes[0]
+def test_the_latent_space_names_the_plane_that_it_shows_and_its_classes(latents, words):
+    ax = latent_space(RANDOM.normal(size=(200, latents)), np.arange(200) % 10).axes[0]
     assert words in ax.get_title() + ax.get_xlabel() + ax.get_ylabel()
     assert [text.get_text() for text in ax.texts] == [str(label) for label in range(10)]
-    assert len(set(PALETTE)) == 10
-    assert png(figure)
 
 
 def test_kl_per_dimension_is_sorted_and_counts_active_dimensions():
@@ -98,6 +87,9 @@ def test_kl_per_dimension_is_sorted_and_counts_active_dimensions():
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["active (2)", "inactive (2)"]
 
 
+HISTORY = history(5)
+
+
 @pytest.mark.parametrize(
     "plot",
     [
@@ -106,6 +98,8 @@ def test_kl_per_dimension_is_sorted_and_counts_active_dimensions():
         lambda: interpolation(IMAGES, 6, [(0, 6), (1, 7)]),
         lambda: latent_traversals(IMAGES, 6, [3, 1], 3.0),
         lambda: latent_manifold(IMAGES[:9], 3),
+        lambda: latent_space(IMAGES[:, :7], np.arange(12)),
+        lambda: training_history(HISTORY),
     ],
 )
 def test_equal_arrays_give_equal_bytes(plot, tmp_path):

@@ -1,4 +1,4 @@
-"""docs/theory.md: its claims derived independently, its checks against broken code, its numbers against a fresh run."""
+"""docs/theory.md: independent derivations, checks that notice mistakes, and the numbers of a fresh run."""
 
 import math
 import re
@@ -12,8 +12,11 @@ from torch.distributions import Categorical, MixtureSameFamily, MultivariateNorm
 
 from support import ROOT
 from vae.errors import VAEError
-from vae.theory import figures, linear, page, terms, tradeoff
+from vae.evaluation import kl_decomposition, likelihood
+from vae.models import distributions, likelihoods
+from vae.theory import linear, page, terms, tradeoff
 from vae.theory.check import STANDARD_ERRORS, Check, mean_check, normal
+from vae.training import objectives
 
 PAGE = ROOT / "docs" / "theory.md"
 
@@ -28,11 +31,11 @@ def near(samples, expected):
     return abs(samples.mean() - expected) < STANDARD_ERRORS * samples.std() / math.sqrt(len(samples))
 
 
+# Checks
+
+
 def failures(checks):
     return [check.statement for check in checks if not check.passed]
-
-
-# Checks
 
 
 def test_all_checks_of_the_page_pass(sections):
@@ -56,7 +59,6 @@ def density_with_wrong_sign(z, mu, logvar):
 BROKEN = {
     "a KL without its factor ½": ("gaussian_kl", lambda mu, v: mu.square() + v.exp() - 1 - v, "kl_by_sampling"),
     "a density with the wrong sign": ("normal_log_density", density_with_wrong_sign, "elbo_is_evidence_minus_gap"),
-    "the same in the KL": ("normal_log_density", density_with_wrong_sign, "kl_by_sampling"),
     "a mean over pixels": ("bernoulli_nll", lambda logits, x: logits.mean(-1), "bernoulli_is_cross_entropy"),
     "a bound without 1/K": ("importance_weighted_bound", lambda w: w.logsumexp(-1), "gap_shrinks_with_samples"),
     "a sample detached from its mean": (
@@ -77,11 +79,6 @@ def test_a_mistake_in_the_library_fails_a_check(mistake, monkeypatch):
     terms.importance_gap.cache_clear()
 
 
-def test_a_training_loss_without_beta_misses_the_closed_form(monkeypatch):
-    monkeypatch.setattr(linear, "weighted_kl", lambda kl, beta, free_bits: kl.mean(0).sum())
-    assert linear.fit_linear_vae.__wrapped__(4.0).kl[0] != pytest.approx(0.5 * math.log(4 / 0.8), abs=0.1)
-
-
 # Models with an exact solution
 
 
@@ -94,32 +91,14 @@ def test_evidence_and_posterior_of_the_linear_model_match_numerical_integration(
     np.testing.assert_allclose(model.log_joint(x, torch.from_numpy(z)[:, None]), log_joint)
     joint = np.exp(log_joint)
     evidence = np.trapezoid(joint, z)
-    assert model.marginal().log_prob(x).item() == pytest.approx(math.log(evidence))
     mean = np.trapezoid(z * joint, z) / evidence
     exact = model.posterior(x)
+    assert model.marginal().log_prob(x).item() == pytest.approx(math.log(evidence))
     assert exact.loc.item() == pytest.approx(mean)
     assert exact.variance.item() == pytest.approx(np.trapezoid((z - mean) ** 2 * joint, z) / evidence)
 
 
-def test_the_elbo_in_closed_form_is_the_mean_of_its_samples():
-    model, x = terms.small_model()
-    mu, logvar = normal(1, 2, seed=1), normal(1, 2, seed=2)
-    q = Normal(mu, torch.exp(0.5 * logvar))
-    z = mu + torch.exp(0.5 * logvar) * normal(50_000, 2, seed=3)
-    samples = Normal(z @ model.weight.T + model.bias, math.sqrt(model.variance)).log_prob(x).sum(-1)
-    samples = samples + (Normal(0.0, 1.0).log_prob(z) - q.log_prob(z)).sum(-1)
-    assert near(samples, model.elbo(x, mu, logvar).item())
-
-
-def test_the_plotted_gap_of_the_elbo_is_the_kl_of_two_normal_distributions():
-    evidence, *curves = figures.elbo().axes[0].lines[:4]
-    for offset, curve in zip((0, 0.5, 1), curves, strict=True):
-        width, bound = curve.get_data()
-        gap = 0.5 * (width**2 + offset**2 - 1) - np.log(width)
-        np.testing.assert_allclose(evidence.get_ydata()[0] - bound, gap, atol=1e-12)
-
-
-@pytest.mark.parametrize("beta", [0.3, 1.0, 3.0, 30.0])
+@pytest.mark.parametrize("beta", [0.3, 3.0, 30.0])
 def test_the_optimum_of_the_linear_vae_is_found_by_numerical_search(beta):
     def rate(v, log_s, value):
         return 0.5 * (v**2 * value + math.exp(2 * log_s) - 1 - 2 * log_s)
@@ -135,14 +114,6 @@ def test_the_optimum_of_the_linear_vae_is_found_by_numerical_search(beta):
         best = min((minimize(loss, start, tol=1e-12) for start in ([1, 0.5, -0.5], [0.1, 0.1, 0])), key=lambda r: r.fun)
         assert rate(*best.x[1:], value) == pytest.approx(kl, abs=2e-4)
         assert best.fun == pytest.approx(min(value, beta * 0.2) / 0.4 + beta * kl, abs=1e-7)
-
-
-def test_the_data_have_the_eigenvalues_of_the_closed_form():
-    x = linear.linear_data()
-    assert x.mean(0).abs().max() < 1e-12
-    covariance = (x.T @ x / len(x)).numpy()
-    np.testing.assert_allclose(np.linalg.eigvalsh(covariance)[::-1], linear.EIGENVALUES)
-    assert abs(covariance - np.diag(np.diag(covariance))).max() > 0.1
 
 
 @pytest.mark.parametrize("beta", tradeoff.BETAS)
@@ -178,12 +149,6 @@ def test_the_variances_of_the_gradients_match_quadrature(mu, sigma):
         mean = (estimators[name] * joint).sum()
         assert mean == pytest.approx(2 * mu)
         assert variance == pytest.approx(((estimators[name] - mean) ** 2 * joint).sum()), name
-
-
-def test_the_estimators_are_unbiased_at_another_point():
-    for name, gradients in terms.gradient_samples(3, 50_000, mu=-1.0, sigma=0.5).items():
-        assert near(gradients, -2.0), name
-        assert near((gradients + 2).square(), terms.gradient_variances(3, -1.0, 0.5)[name]), name
 
 
 # Importance weighting and the aggregate posterior
@@ -227,10 +192,6 @@ def test_the_numbers_and_figures_of_the_committed_page_are_those_of_a_fresh_run(
 
 
 def test_the_page_names_functions_that_exist_and_every_check():
-    from vae.evaluation import kl_decomposition, likelihood
-    from vae.models import distributions, likelihoods
-    from vae.training import objectives
-
     names = set(re.findall(r"`([a-z]+(?:_[a-z0-9]+)+)`", PAGE.read_text(encoding="utf-8")))
     homes = (terms, tradeoff, objectives, distributions, likelihoods, likelihood, kl_decomposition)
     assert [name for name in names if not any(hasattr(home, name) for home in homes)] == []
@@ -255,17 +216,28 @@ def test_the_formulas_of_the_page_survive_githubs_markdown():
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(1e-15, "0"), (-1.99999, "−2"), (784.0, "784"), (0.81814, "0.8181"), (7.6634e-5, "0.00007663")]
+    ("value", "text"), [(1e-15, "0"), (-1.99999, "−2"), (0.81814, "0.8181"), (7.6634e-5, "0.00007663")]
 )
 def test_numbers_have_four_digits_and_no_rounding_errors(value, text):
     assert page.number(value) == text
 
 
-def test_the_command_prints_each_check_and_rewrites_the_page(monkeypatch, capsys, tmp_path):
+@pytest.fixture
+def one_section(monkeypatch, tmp_path):
+    """A page with one section, and a function that runs the command with one check of it."""
     copy = tmp_path / "page.md"
     copy.write_text("before\n<!-- theory:kl -->\nold\n<!-- /theory:kl -->\nafter\n", encoding="utf-8")
-    monkeypatch.setattr(page, "SECTIONS", {"kl": lambda: page.Section([Check("p(z|x)", 1.0, 1.0)])})
-    page.main(copy)
+
+    def run(check):
+        monkeypatch.setattr(page, "SECTIONS", {"kl": lambda: page.Section([check])})
+        page.main(copy)
+
+    return copy, run
+
+
+def test_the_command_prints_each_check_and_rewrites_the_page(one_section, capsys):
+    copy, run = one_section
+    run(Check("p(z|x)", 1.0, 1.0))
     assert "ok     kl: p(z|x):  1  1  (below 1e-09)" in capsys.readouterr().out
     text = copy.read_text(encoding="utf-8")
     assert "| p(z\\|x)     |       1 |           1 |  below 1e-09 |" in text  # a bare bar would end the cell
@@ -273,14 +245,13 @@ def test_the_command_prints_each_check_and_rewrites_the_page(monkeypatch, capsys
     assert "old" not in text
 
 
-def test_a_failed_check_leaves_the_page_as_it_was(monkeypatch, capsys, tmp_path):
-    copy = tmp_path / "page.md"
-    copy.write_text("<!-- theory:kl -->\n<!-- /theory:kl -->\n", encoding="utf-8")
-    monkeypatch.setattr(page, "SECTIONS", {"kl": lambda: page.Section([Check("1 = 2", 1.0, 2.0)])})
+def test_a_failed_check_leaves_the_page_unchanged(one_section, capsys):
+    copy, run = one_section
+    before = copy.read_bytes()
     with pytest.raises(VAEError, match="1 of 1 checks failed"):
-        page.main(copy)
+        run(Check("1 = 2", 1.0, 2.0))
     assert "FAILED kl: 1 = 2" in capsys.readouterr().out
-    assert copy.read_text(encoding="utf-8") == "<!-- theory:kl -->\n<!-- /theory:kl -->\n"
+    assert copy.read_bytes() == before
 
 
 def test_a_missing_page_and_missing_blocks_are_refused(tmp_path):
