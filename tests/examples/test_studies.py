@@ -1,6 +1,5 @@
 """The five studies in quick mode: their tables, figures and files, their claims, and the command line."""
 
-import io
 from copy import copy
 
 import matplotlib.image
@@ -47,10 +46,6 @@ def studies(digits, output):
     return study
 
 
-def changes():
-    return [change for group in techniques(QUICK).values() for change in group]
-
-
 # Results and files
 
 
@@ -67,9 +62,7 @@ def test_a_study_returns_and_saves_its_table_and_figures(number, studies, output
     assert list(saved.columns) == list(example.table.columns)
     assert np.allclose(saved[numbers.columns], numbers, rtol=1e-4)
     for path in folder.glob("*.png"):
-        image = matplotlib.image.imread(io.BytesIO(path.read_bytes()))
-        assert min(image.shape[:2]) > 100, path
-        assert image[..., :3].std() > 0.05, f"{path} is empty"
+        assert matplotlib.image.imread(path)[..., :3].std() > 0.05, f"{path} is empty"
 
 
 @pytest.mark.parametrize("number", ["1", "2", "4", "5"])
@@ -81,27 +74,25 @@ def test_the_elbo_is_that_of_beta_one_and_the_nll_is_below_it(number, studies):
     assert (table["mmd"] >= 0).all() and (table["seconds"] > 0).all()
 
 
-def test_no_test_image_is_trained_on_or_chooses_the_epoch(digits, tmp_path):
+def test_training_validation_and_test_images_are_disjoint(digits, tmp_path):
     examples = VAEExamples("cpu", quick=True, output=tmp_path, data=digits)
-    train, validation, test = (
-        {bytes(image.numpy()) for image in part.images} for part in (examples.train, examples.validation, examples.test)
-    )
-    assert len(examples.train) == QUICK.train_images and len(examples.validation) == QUICK.validation_images
-    assert len(examples.test) == 1000
+    parts = examples.train, examples.validation, examples.test
+    assert [len(part) for part in parts] == [QUICK.train_images, QUICK.validation_images, 1000]
+    train, validation, test = ({bytes(image.numpy()) for image in part.images} for part in parts)
     assert not train & validation and not train & test and not validation & test
 
 
 # Claims
 
 
-def test_a_longer_training_is_not_worse(studies):
+def test_basic_training_learns_the_given_digits(studies):
     (row,) = studies("1").table.to_dict("records")
     assert row["epochs"] == 2 * QUICK.epochs
     assert row["neg_elbo"] < 200
     assert row["data"] == "given"
 
 
-def test_the_rate_falls_and_the_distortion_and_the_blur_rise_with_beta(studies):
+def test_the_rate_falls_and_distortion_and_blur_rise_with_beta(studies):
     table = studies("2").table
     assert tuple(table["beta"]) == QUICK.betas
     assert table["kl"].is_monotonic_decreasing
@@ -126,19 +117,16 @@ def test_no_more_units_are_active_than_there_are(studies):
     assert (table["active_units"] > 0).all()
 
 
-def test_each_technique_has_a_row_and_the_baselines_difference_is_0(studies):
-    table = studies("5").table
-    assert list(table["change"]) == changes()
+def test_each_technique_has_a_row_and_a_difference_from_the_baseline(studies):
+    table, changes = studies("5").table, [change for group in techniques(QUICK).values() for change in group]
+    assert list(table["change"]) == changes
     baseline = table.iloc[0]
     assert (baseline["change"], baseline["verdict"]) == (BASELINE, BASELINE)
-    assert (baseline["difference"], baseline["spread"]) == (0, 0)
     np.testing.assert_allclose(table["difference"], table["neg_elbo"] - baseline["neg_elbo"], atol=1e-4)
-    assert set(table["verdict"]) <= {BASELINE, "better", "worse", "within noise"}
-    for name in changes()[1:]:  # a change that changed nothing would have the same figures to the last digit
-        assert table.loc[table["change"] == name, "difference"].item() != 0, name
+    assert list(table["difference"] == 0) == [change == BASELINE for change in changes], "a technique has no effect"
 
 
-def test_a_difference_counts_beyond_three_standard_errors_of_the_median_spread_and_beyond_its_own():
+def test_a_difference_counts_beyond_three_standard_errors_of_the_median_spread_and_of_its_own():
     values = {
         BASELINE: (100.0, 101.0),
         "better": (95.0, 96.0),
@@ -175,7 +163,6 @@ def test_the_command_line_runs_a_study_on_the_bundled_digits_and_prints_its_tabl
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["6"], "error: unknown example 6, allowed are 1, 2, 3, 4, 5"),
         (["2", "two"], "error: unknown example two, allowed are 1, 2, 3, 4, 5"),
         (["1", "--quick", "--device", "gpu"], "error: device is 'gpu', allowed is "),
     ],
