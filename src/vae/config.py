@@ -43,7 +43,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 # The names of a model's parts. A new part is a class in `vae.models`, and its name here.
 ARCHITECTURE_NAMES = ["mlp", "conv"]
-PRIOR_NAMES = ["standard", "gaussian_mixture", "vampprior"]
+PRIOR_NAMES = ["standard", "gaussian_mixture", "vampprior", "realnvp"]
 FACTORIZED_PRIORS = {"standard"}  # those with independent dimensions, whose KL has a closed form for each
 LIKELIHOOD_NAMES = ["bernoulli"]
 
@@ -138,9 +138,13 @@ class ModelParams(Section):
     initialization: Initialization = "default"
     """Weight initialization; all but PyTorch's default set biases to 0."""
     prior: Annotated[str, OneOf(PRIOR_NAMES)] = "gaussian_mixture"
-    """p(z): a standard normal, a learned mixture of normals, or the VampPrior."""
+    """p(z): a standard normal, a learned mixture of normals, the VampPrior, or a normalizing flow."""
     prior_components: PositiveInt = 500
     """Components of a mixture prior."""
+    prior_couplings: PositiveInt = 8
+    """Affine couplings of the prior realnvp."""
+    prior_width: PositiveInt = 128
+    """Width of the two hidden layers of each of these couplings."""
     likelihood: Annotated[str, OneOf(LIKELIHOOD_NAMES)] = "bernoulli"
     """p(x|z): the distribution of the pixels."""
     lower_latent_dim: PositiveInt | None = None

@@ -242,7 +242,7 @@ def test_hostile_metadata_is_refused_in_one_line(metadata, tmp_path):
     [
         ({"latent_dim": 0}, "latent_dim is 0"),
         ({"laten_dim": 3}, "did you mean 'latent_dim'"),
-        ({"prior": "mog"}, "^prior is 'mog', allowed is 'standard', 'gaussian_mixture' or 'vampprior'$"),
+        ({"prior": "mog"}, "^prior is 'mog', allowed is 'standard', 'gaussian_mixture', 'vampprior' or 'realnvp'$"),
         ({"dense_dims": [8]}, "^dense_dims requires architecture 'conv', not 'mlp': use hidden_dims$"),
         ({"architecture": "conv", "input_dim": 100, "hidden_dims": [4]}, "side divisible by 4"),
     ],

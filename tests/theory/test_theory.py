@@ -13,8 +13,8 @@ from torch.distributions import Categorical, MixtureSameFamily, MultivariateNorm
 from support import ROOT
 from vae.errors import VAEError
 from vae.evaluation import kl_decomposition, likelihood
-from vae.models import distributions, likelihoods
-from vae.theory import linear, page, terms, tradeoff
+from vae.models import distributions, likelihoods, priors
+from vae.theory import learned_prior, linear, page, terms, tradeoff
 from vae.theory.check import STANDARD_ERRORS, Check, mean_check, normal
 from vae.training import objectives
 
@@ -193,15 +193,25 @@ def test_the_numbers_and_figures_of_the_committed_page_are_those_of_a_fresh_run(
 
 def test_the_page_names_functions_that_exist_and_every_check():
     names = set(re.findall(r"`([a-z]+(?:_[a-z0-9]+)+)`", PAGE.read_text(encoding="utf-8")))
-    homes = (terms, tradeoff, objectives, distributions, likelihoods, likelihood, kl_decomposition)
+    homes = (
+        terms,
+        tradeoff,
+        learned_prior,
+        priors.Prior,
+        objectives,
+        distributions,
+        likelihoods,
+        likelihood,
+        kl_decomposition,
+    )
     assert [name for name in names if not any(hasattr(home, name) for home in homes)] == []
     checks = {
         name
-        for home in (terms, tradeoff)
+        for home in (terms, tradeoff, learned_prior)
         for name, value in vars(home).items()
         if str(getattr(value, "__annotations__", {}).get("return")) == "list[vae.theory.check.Check]"
     }
-    assert len(checks) == 12
+    assert len(checks) == 13
     assert checks <= names, "a check that the page doesn't mention"
 
 

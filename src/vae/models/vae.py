@@ -74,10 +74,10 @@ class VAE(nn.Module):
         self.encoder = ENCODERS[self.params.architecture](input_dim, self.params)
         self.decoder = DECODERS[self.params.architecture](input_dim, self.params)
         self.hierarchy = StochasticLayer(input_dim, self.params) if self.params.lower_latent_dim else None
+        if self.params.initialization != "default":
+            initialize(self, self.params.initialization)  # not the prior, which begins as N(0, I) or from the data
         self.prior = PRIORS[self.params.prior](input_dim, self.params, self.encode)
         self.likelihood = LIKELIHOODS[self.params.likelihood]()
-        if self.params.initialization != "default":
-            initialize(self, self.params.initialization)
 
     @classmethod
     def from_params(cls, params: ModelParams, seed: int, input_dim: int = 784) -> Self:

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from vae.plots.figure import PALETTE
+from vae.theory import learned_prior as priors
 from vae.theory import terms, tradeoff
 from vae.theory.linear import EIGENVALUES, LATENTS, NOISE, LinearGaussian, fit_linear_vae, solve_linear_vae
 
@@ -113,6 +114,21 @@ def aggregate() -> Figure:
         ax.grid(alpha=0.3)
     figure.axes[0].set_ylabel("density")
     figure.axes[-1].legend(frameon=False, loc="upper center")
+    return figure
+
+
+def learned_prior() -> Figure:
+    """The average of three posteriors with two latents, and three priors: a darker area has a higher density."""
+    figure = Figure(figsize=(10, 2.9), layout="constrained")
+    _, aggregate = priors.densities()
+    panels = {"aggregate posterior q(z)": aggregate}
+    panels |= {name: priors.fitted(name).log_density(priors.GRID) for name in priors.PRIORS}
+    side = priors.SIDE.numpy()
+    for index, (title, log_density) in enumerate(panels.items()):
+        ax = figure.add_subplot(1, len(panels), index + 1)
+        density = log_density.exp().view(len(side), -1).T.numpy()
+        ax.contourf(side, side, density, levels=np.linspace(0, aggregate.exp().max().item(), 12), cmap="Blues")
+        ax.set(title=title, xlim=(-3, 3), ylim=(-3, 3), aspect="equal")
     return figure
 
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from vae.errors import VAEError
 from vae.files import write_atomically
 from vae.plots.figure import save
-from vae.theory import figures, terms, tradeoff
+from vae.theory import figures, learned_prior, terms, tradeoff
 from vae.theory.check import ROUNDING, Check
 
 PAGE = Path("docs/theory.md")
@@ -45,6 +45,9 @@ SECTIONS: Mapping[str, Callable[[], Section]] = {
     ),
     "collapse": lambda: Section(tradeoff.components_collapse_below_the_noise(), figure=figures.collapse()),
     "aggregate": lambda: Section(tradeoff.mean_kl_splits_in_two(), tradeoff.aggregate_posterior(), figures.aggregate()),
+    "learned-prior": lambda: Section(
+        learned_prior.best_prior_is_the_aggregate_posterior(), learned_prior.learned_priors(), figures.learned_prior()
+    ),
 }
 
 
