@@ -49,8 +49,8 @@ def main(params: Params) -> None:
     write_json(METRICS / "evaluate.json", {**metrics, **protocol})
     write_atomically(METRICS / "per_class.csv", result.by_class().to_csv(index=False, float_format="%.4f"))
     labels = test.labels.cpu().numpy()
-    neg_elbo, nll = -result.images["elbo"], result.images["nll"]
-    write_arrays(METRICS / "test_nll.npz", neg_elbo=neg_elbo, nll=nll, labels=labels, **protocol)
+    bounds = {"neg_elbo": -result.images["elbo"], "kl": result.images["kl"], "nll": result.images["nll"]}
+    write_arrays(METRICS / "test_nll.npz", **bounds, labels=labels, **protocol)
     write_arrays(METRICS / "latents.npz", mu=result.mu, logvar=result.logvar, labels=labels)
     print(describe(metrics, params))
     with tracking.resume(params, hardware, dataset, sha256(MODEL), read_run_id()) as run:

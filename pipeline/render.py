@@ -14,6 +14,7 @@ from vae.config import Params
 from vae.data.datasets import load
 from vae.device import resolve
 from vae.errors import DataError
+from vae.evaluation.likelihood import Evaluation
 from vae.files import sha256
 from vae.plots.report import save_figures
 from vae.workflow.command_line import run_stage
@@ -23,10 +24,10 @@ from vae.workflow.stages import FIGURES, METRICS, MODEL, RAW, load_model, read_d
 def main(params: Params) -> None:
     """Plot and save every figure, and add them to the MLflow run of the training."""
     model = load_model(params, "cpu")  # a few hundred images need no accelerator
-    mu, logvar = read(METRICS / "latents.npz", posteriors)
+    result = Evaluation(read(METRICS / "test_nll.npz", bounds), *read(METRICS / "latents.npz", posteriors))
     history = read(METRICS / "history.csv", lambda path: pd.read_csv(path, dtype=float).dropna(subset="improved"))
     tracking.connect()
-    figures = save_figures(model, load(RAW, "test"), mu, logvar, history, params, FIGURES)
+    figures = save_figures(model, load(RAW, "train"), load(RAW, "test"), result, history, params, FIGURES)
     print(f"{len(figures)} figures in {FIGURES}/: {', '.join(path.stem for path in figures)}")
     hardware = resolve(params.train)
     with tracking.resume(params, hardware, read_dataset(), sha256(MODEL), read_run_id()) as run:
@@ -38,6 +39,12 @@ def posteriors(path: Path) -> tuple[Any, Any]:
     """The posterior means and log-variances of the test images, [N, L] each."""
     with np.load(path) as latents:
         return latents["mu"], latents["logvar"]
+
+
+def bounds(path: Path) -> pd.DataFrame:
+    """The ELBO and KL of the test images, in the columns that `Evaluation` has them in."""
+    with np.load(path) as images:
+        return pd.DataFrame({"elbo": -images["neg_elbo"], "kl": images["kl"]})
 
 
 def read(path: Path, reader: Callable[[Path], Any]) -> Any:

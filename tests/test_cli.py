@@ -24,6 +24,7 @@ TINY = [
 FIGURES = {
     *("training_history", "reconstructions", "generated_samples", "latent_space", "interpolation"),
     *("latent_traversals", "latent_manifold", "kl_per_dimension"),
+    *("best_and_worst_reconstructions", "nearest_training_images"),
 }
 FIELDS = ["seed"] + [
     f"{name}.{key}"

@@ -55,7 +55,7 @@ def train(params: Params, output: Path, data: Path) -> None:
         write_json(output / "metrics.json", {"dataset": record["name"], **training.summary, **tests})
         training.run.log_metrics(tests)
         history = pd.DataFrame(training.fitted.history)
-        figures = save_figures(training.model.cpu(), test, result.mu, result.logvar, history, params, output)
+        figures = save_figures(training.model.cpu(), load(raw, "train"), test, result, history, params, output)
         for path in figures:
             training.run.log_artifact(path, "figures")
     print(f"{output / WEIGHTS}, for VAE.load; beside it {len(figures)} figures, metrics.json and history.csv")

@@ -18,6 +18,7 @@ MODEL = "models/vae.safetensors"
 FIGURES = {
     *("training_history", "reconstructions", "generated_samples", "latent_space", "interpolation"),
     *("latent_traversals", "latent_manifold", "kl_per_dimension"),
+    *("best_and_worst_reconstructions", "nearest_training_images"),
 }
 PROTOCOL = {
     **{"importance_samples": 8, "precision": "fp32", "binarization": "dynamic"},
@@ -88,7 +89,7 @@ def test_per_image_bounds_have_the_protocol_and_average_to_the_metrics(reproduce
     with np.load(reproduced / "metrics/test_nll.npz") as file, np.load(reproduced / "metrics/latents.npz") as latents:
         images = dict(file)
         np.testing.assert_array_equal(images["labels"], latents["labels"])
-    assert images.keys() == {"neg_elbo", "nll", "labels", *PROTOCOL, "weights_sha256"}
+    assert images.keys() == {"neg_elbo", "kl", "nll", "labels", *PROTOCOL, "weights_sha256"}
     assert {name: images[name].item() for name in PROTOCOL} == PROTOCOL
     assert images["weights_sha256"].item() == metrics["weights_sha256"]
     assert images["neg_elbo"].shape == images["nll"].shape == (1000,)

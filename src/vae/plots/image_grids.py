@@ -8,6 +8,8 @@ from matplotlib.figure import Figure
 
 from vae.plots.figure import Array
 
+CELL = 0.55  # inches for an image: the text beside it is readable where ten columns are half a page wide
+
 
 def image_grid(images: Array, columns: int) -> Array:
     """Images [N, D] as one array, row by row, with a thin grey line between neighbours."""
@@ -22,22 +24,26 @@ def image_grid(images: Array, columns: int) -> Array:
 def image_figure(images: Array, columns: int, title: str, row_labels: Sequence[str] = (), **labels: str) -> Figure:
     """A grid of images with a title, and optionally a label for each row; `labels` are those of the axes."""
     rows = -(-len(images) // columns)
-    figure = Figure(figsize=(0.75 * columns + (1.1 if row_labels else 0.4), 0.75 * rows + 0.6), layout="constrained")
+    figure = Figure(figsize=(CELL * columns + (1.1 if row_labels else 0.4), CELL * rows + 0.6), layout="constrained")
     ax = figure.add_subplot()
-    _show(ax, images, columns)
-    if row_labels:
-        side = round(images.shape[1] ** 0.5) + 1
-        ax.set_yticks([side * (row + 0.5) for row in range(rows)], row_labels)
-        ax.tick_params(length=0)
+    _show(ax, images, columns, row_labels)
     ax.set(**labels)
     ax.set_title(title, loc="left")
     return figure
 
 
-def _show(ax: Axes, images: Array, columns: int) -> None:
+def _show(ax: Axes, images: Array, columns: int, row_labels: Sequence[str] = ()) -> None:
     ax.imshow(image_grid(images, columns), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     ax.set(xticks=[], yticks=[])
+    ax.set_yticks(_centres(images, len(row_labels)), row_labels)
+    ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
+
+
+def _centres(images: Array, cells: int) -> Array:
+    """The middle of each cell along an axis of a grid."""
+    side: int = round(images.shape[1] ** 0.5)
+    return (side + 1) * np.arange(0.5, cells)
 
 
 def image_rows(images: Array, rows: Sequence[str], title: str) -> Figure:
@@ -65,10 +71,28 @@ def interpolation(images: Array, columns: int, pairs: Sequence[tuple[int, int]],
 
 
 def latent_traversals(images: Array, columns: int, dimensions: Sequence[int], reach: float) -> Figure:
-    """One row for each latent dimension, varied from −reach to reach with all others fixed."""
-    rows = [f"z[{dimension}]" for dimension in dimensions]
-    title = "Traversals of the latent dimensions with the largest KL"
-    return image_figure(images, columns, title, rows, xlabel=f"value of the dimension, from −{reach:g} to {reach:g}")
+    """As many rows for each latent dimension, varied from −reach to reach with all others fixed."""
+    starts = len(images) // columns // len(dimensions)
+    rows = [f"z[{dimension}]" if row == starts // 2 else "" for dimension in dimensions for row in range(starts)]
+    title = "Traversals of the dimensions with the largest KL"
+    label = f"value of the dimension, from −{reach:g} to {reach:g}"
+    figure = image_figure(images, columns, title, rows, xlabel=label)
+    centres = _centres(images, len(rows))
+    for centre in centres[starts::starts]:
+        figure.axes[0].axhline(centre - centres[0] - 1, color="white", lw=4)
+    return figure
+
+
+def best_and_worst(inputs: Array, reconstruction: Array, neg_elbo: Array) -> Figure:
+    """The best reconstruction of each class, and the worst: images [2, classes, D] and their −ELBO [2, classes]."""
+    columns = neg_elbo.shape[1]
+    figure = Figure(figsize=(CELL * columns + 1.1, 4 * CELL + 1.2), layout="constrained")
+    names = ("Best reconstruction of each class, by −ELBO in nats", "Worst")
+    for ax, name, *images, nats in zip(figure.subplots(2), names, inputs, reconstruction, neg_elbo, strict=True):
+        _show(ax, np.concatenate(images), columns, ["input", "reconstruction"])
+        ax.set_xticks(_centres(inputs[0], columns), [f"{value:.0f}" for value in nats])
+        ax.set_title(name, loc="left")
+    return figure
 
 
 def latent_arithmetic(images: Array, terms: Sequence[int]) -> Figure:

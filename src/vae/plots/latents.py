@@ -1,70 +1,99 @@
 """Figures of the latent space: posterior means [N, L], and the KL by latent dimension."""
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from vae.plots.figure import PALETTE, Array
 
+CLASS_COLOURS = colormaps["tab10"].colors  # type: ignore[attr-defined]  # more saturated than PALETTE, for small points
 
-def latent_space(mu: Array, labels: Array) -> Figure:
-    """Posterior means by class: in 2-D as they are, in more dimensions their first two principal components."""
-    points, title, axes = _plane(mu)
-    figure = Figure(figsize=(7.6, 6.4), layout="constrained")
-    ax = figure.add_subplot()
-    for label in np.unique(labels):
-        members = points[labels == label]
-        colour = PALETTE[int(label) % len(PALETTE)]
-        ax.scatter(members[:, 0], members[:, 1], s=6, alpha=0.5, linewidths=0, color=colour, label=str(label))
-        # The class's label at its median: colour alone should not carry the class.
-        x, y = np.median(members, axis=0)
-        box = {"boxstyle": "circle,pad=0.25", "fc": "white", "ec": colour, "lw": 1.8}
-        ax.text(x, y, str(label), ha="center", va="center", weight="bold", bbox=box)
-    ax.set(title=title, xlabel=axes[0], ylabel=axes[1])
-    legend = ax.legend(title="class", markerscale=4, frameon=False, bbox_to_anchor=(1, 1), loc="upper left")
-    for handle in legend.legend_handles:
-        if handle is not None:
-            handle.set_alpha(1)
+
+def latent_space(mu: Array, labels: Array, embedding: Array | None = None) -> Figure:
+    """Posterior means by class: in 2-D as they are, in more dimensions their first two principal components.
+
+    An `embedding` [n, 2] of the first n of them, as from `tsne`, is shown beside these.
+    """
+    panels = [_plane(mu)]
+    if embedding is not None:
+        panels.append((embedding, f"t-SNE of {len(embedding):,} of them", ("", "")))
+    figure = Figure(figsize=(3.4 * len(panels) + 0.6, 4.5), layout="constrained")
+    figure.suptitle(f"Posterior means of {len(mu):,} images")
+    for ax, (points, title, axes) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for label in np.unique(labels):
+            members = points[labels[: len(points)] == label]
+            colour = CLASS_COLOURS[int(label) % len(CLASS_COLOURS)]
+            size = 3 if len(points) > 5000 else 7
+            ax.scatter(*members.T, s=size, alpha=0.7, lw=0, color=colour, label=label)
+            if ax is figure.axes[-1] and len(members):
+                # The class's label at its median: colour alone should not carry the class.
+                box = {"boxstyle": "circle,pad=0.2", "fc": "white", "ec": colour, "lw": 1.8}
+                x, y = np.median(members, axis=0)
+                ax.text(x, y, str(label), ha="center", va="center", weight="bold", bbox=box)
+        ax.set(title=title, xlabel=axes[0], ylabel=axes[1])
+        if not axes[0]:  # distances in a t-SNE have no unit
+            ax.set(xticks=[], yticks=[])
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    columns = {"ncols": 10, "handletextpad": 0, "columnspacing": 1}
+    figure.legend(handles, names, loc="outside lower center", markerscale=4, frameon=False, **columns)
     return figure
 
 
+def tsne(mu: Array) -> Array:
+    """The t-SNE embedding [N, 2] of posterior means [N, L]: equal means give equal points. 2,000 take about 10 s."""
+    from sklearn.manifold import TSNE  # imported here: it takes a second
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):  # threads would add up in another order each time
+        points: Array = TSNE(init="pca", random_state=0).fit_transform(mu)
+    return points
+
+
 def _plane(mu: Array) -> tuple[Array, str, tuple[str, str]]:
-    """Points [N, 2], the figure's title and the labels of its axes."""
-    title = f"Posterior means of {len(mu):,} images"
+    """Points [N, 2], the panel's title and the labels of its axes."""
     if mu.shape[1] == 1:
         jitter = np.random.default_rng(0).uniform(-1, 1, len(mu))
-        return np.stack([mu[:, 0], jitter], 1), title, ("z[0]", "random, for legibility")
+        return np.stack([mu[:, 0], jitter], 1), "", ("z[0]", "random, for legibility")
     if mu.shape[1] == 2:
-        return mu, title, ("z[0]", "z[1]")
+        return mu, "", ("z[0]", "z[1]")
     from sklearn.decomposition import PCA  # imported here: it takes a second
 
     pca = PCA(2, random_state=0)
     points = pca.fit_transform(mu)
     first, second = pca.explained_variance_ratio_
-    axes = (f"first principal component ({first:.0%} of variance)", f"second ({second:.0%})")
-    return points, f"{title}: PCA of {mu.shape[1]} latent dimensions", axes
+    axes = (f"first component ({first:.0%} of variance)", f"second component ({second:.0%})")
+    return points, f"PCA of {mu.shape[1]} latent dimensions", axes
 
 
-def kl_per_dimension(kl: Array, threshold: float, variance: Array, reference: str = "N(0, 1)") -> Figure:
+def kl_per_dimension(
+    kl: Array, threshold: float, variance: Array, reference: str = "N(0, 1)", total: float | None = None
+) -> Figure:
     """KL [L] to `reference` by latent dimension, largest first; a dimension is active where `variance` > `threshold`.
 
-    `variance` [L] is that of the posterior mean over images.
+    `variance` [L] is that of the posterior mean over images. `total` is the KL of the model, to its own prior and with
+    all of its stochastic layers; the title has it where the bars don't add up to it.
     """
     order = np.argsort(kl)[::-1]
     active = variance[order] > threshold
-    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    figure = Figure(figsize=(6.6, 3.6), layout="constrained")
     ax = figure.add_subplot()
     ranks = np.arange(len(kl))
-    for chosen, colour, name in ((active, PALETTE[0], "active"), (~active, "0.7", "inactive")):
+    for chosen, colour, name in ((active, PALETTE[0], "active"), (~active, "0.55", "inactive")):
         if chosen.any():
             ax.bar(ranks[chosen], kl[order][chosen], color=colour, label=f"{name} ({chosen.sum()})")
+    title = f"KL to {reference} by latent dimension: {kl.sum():.1f} nats"
+    if total is not None and abs(kl.sum() - total) > 0.05:
+        title += f"\nKL of the whole model to its own prior: {total:.1f} nats"
     ax.set(
-        title=f"KL to {reference} by latent dimension, {kl.sum():.1f} nats in total",
+        title=title,
         xlabel=f"latent dimensions, by KL (active: variance of the mean > {threshold:g})",
-        ylabel="nats per image",
+        ylabel="nats per image (root scale)",
     )
+    ax.set_yscale("function", functions=(np.sqrt, np.square))  # inactive dimensions' bars would be too low to see
+    ax.set_yticks(ticks := [0, 0.01, 0.1, 0.5, 1, 2, 4, 8, 16], [f"{nats:g}" for nats in ticks])
+    ax.set_ylim(0, 1.6 * kl.max() or 1)  # room for the legend
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.margins(y=0.2)  # room for the legend
     ax.legend(frameon=False, ncols=2)
     ax.grid(axis="y", alpha=0.3)
     return figure

@@ -11,7 +11,7 @@ from torch import Tensor
 from vae.config import Params
 from vae.data.binarization import binarize_once, to_float
 from vae.data.datasets import Split
-from vae.evaluation.likelihood import ACTIVE_UNIT_VARIANCE, Floats
+from vae.evaluation.likelihood import ACTIVE_UNIT_VARIANCE, Evaluation
 from vae.models.distributions import gaussian_kl, gaussian_kl_between
 from vae.models.vae import VAE
 from vae.plots import history, image_grids, latents
@@ -19,48 +19,74 @@ from vae.plots.figure import save
 from vae.plots.visualize import first_of_each_class, prior_grid
 
 PAIRS = [(0, 6), (1, 7), (2, 3), (4, 9), (5, 8)]  # interpolated classes
-TRAVERSED = 8  # latent dimensions shown
+TRAVERSED = 4  # latent dimensions shown
+STARTS = [0, 4, 7]  # classes whose images the traversals start from
+EMBEDDED = 2000  # images in the t-SNE
 REACH = 3.0  # a traversal goes from −REACH to REACH
 
 
 def save_figures(
-    model: VAE, test: Split, mu: Floats, logvar: Floats, epochs: pd.DataFrame, params: Params, folder: Path
+    model: VAE, train: Split, test: Split, result: Evaluation, epochs: pd.DataFrame, params: Params, folder: Path
 ) -> list[Path]:
     """Plot and save every figure in `folder`; returns the paths.
 
-    The model is on the CPU, `mu` and `logvar` [N, L] are its posteriors of the test images, and `epochs` is the
-    training history, one row per epoch.
+    The model is on the CPU, `result` is its evaluation on the test images (the columns `elbo` and `kl` suffice), and
+    `epochs` is the training history, one row per epoch.
     """
-    figures = plot_all(model, test, torch.from_numpy(mu), torch.from_numpy(logvar), epochs, params)
+    figures = plot_all(model, train, test, result, epochs, params)
     return [save(figure, folder / f"{name}.png", params.render.dpi) for name, figure in figures]
 
 
 @torch.no_grad()
 def plot_all(
-    model: VAE, test: Split, mu: Tensor, logvar: Tensor, epochs: pd.DataFrame, params: Params
+    model: VAE, train: Split, test: Split, result: Evaluation, epochs: pd.DataFrame, params: Params
 ) -> Iterator[tuple[str, Figure]]:
     """The name and figure of each plot, with arguments as in `save_figures`."""
+    mu, logvar = torch.from_numpy(result.mu), torch.from_numpy(result.logvar)
     yield "training_history", history.training_history(epochs)
     columns = params.render.columns
     first = first_of_each_class(test.labels)
     chosen = first.repeat(-(-columns // len(first)))[:columns]
-    inputs = to_float(binarize_once(test.images, params.data.binarization)[chosen])
-    original, reconstruction = to_float(test.images[chosen]), model.reconstruct(inputs)
+    binarized = binarize_once(test.images, params.data.binarization)
+    original, inputs = to_float(test.images[chosen]), to_float(binarized[chosen])
+    reconstruction = model.reconstruct(inputs)
     yield "reconstructions", image_grids.reconstructions(original.numpy(), inputs.numpy(), reconstruction.numpy())
+    neg_elbo = -torch.tensor(result.images["elbo"].to_numpy())
+    extremes = torch.stack([lowest_of_each_class(values, test.labels) for values in (neg_elbo, -neg_elbo)])
+    inputs = to_float(binarized[extremes])
+    rebuilt = model.reconstruct(inputs.flatten(0, 1)).view_as(inputs)
+    arrays = (part.numpy() for part in (inputs, rebuilt, neg_elbo[extremes]))
+    yield "best_and_worst_reconstructions", image_grids.best_and_worst(*arrays)
     samples = model.sample(columns * columns, torch.Generator().manual_seed(params.seed))
     yield "generated_samples", image_grids.generated_samples(samples.numpy(), columns)
-    yield "latent_space", latents.latent_space(mu.numpy(), test.labels.numpy())
+    neighbours = to_float(train.images[nearest(samples[:columns], train.images, 2).T.flatten()])
+    images, title = torch.cat([samples[:columns], neighbours]), "Samples and their nearest training images"
+    yield "nearest_training_images", image_grids.image_rows(images.numpy(), ["sample", "nearest", "second"], title)
+    embedding = latents.tsne(result.mu[:EMBEDDED]) if mu.shape[1] > 2 else None
+    yield "latent_space", latents.latent_space(result.mu, test.labels.numpy(), embedding)
     lines = torch.cat([model.interpolate(mu[first[a]], mu[first[b]], columns) for a, b in PAIRS])
     yield "interpolation", image_grids.interpolation(lines.numpy(), columns, PAIRS)
     kl, reference = kl_by_dimension(model, mu, logvar)
     dimensions = kl.argsort(descending=True)[:TRAVERSED].tolist()
-    traversed = model.images(traversals(mu[first[0]], dimensions, columns))
+    traversed = model.images(traversals(mu[first[STARTS]], dimensions, columns))
     yield "latent_traversals", image_grids.latent_traversals(traversed.numpy(), columns, dimensions, REACH)
     if mu.shape[1] == 2:
         manifold = model.images(prior_grid(2 * columns))
         yield "latent_manifold", image_grids.latent_manifold(manifold.numpy(), 2 * columns)
-    variance = mu.numpy().var(axis=0, ddof=1)
-    yield "kl_per_dimension", latents.kl_per_dimension(kl.numpy(), ACTIVE_UNIT_VARIANCE, variance, reference)
+    variance, total = result.mu.var(axis=0, ddof=1), result.images["kl"].mean()
+    yield "kl_per_dimension", latents.kl_per_dimension(kl.numpy(), ACTIVE_UNIT_VARIANCE, variance, reference, total)
+
+
+def lowest_of_each_class(values: Tensor, labels: Tensor) -> Tensor:
+    """The index of the image with the lowest of `values` [N] in each class, in the order of labels: [classes]."""
+    order = values.argsort(stable=True)
+    return order[first_of_each_class(labels[order])]
+
+
+def nearest(samples: Tensor, images: Tensor, count: int) -> Tensor:
+    """The indices of the `count` uint8 `images` [N, D] nearest to each of `samples` [M, D]: [M, count]."""
+    distances = [torch.cdist(samples, to_float(part)) for part in images.split(10_000)]
+    return torch.cat(distances, 1).topk(count, largest=False).indices
 
 
 def kl_by_dimension(model: VAE, mu: Tensor, logvar: Tensor) -> tuple[Tensor, str]:
@@ -77,9 +103,9 @@ def kl_by_dimension(model: VAE, mu: Tensor, logvar: Tensor) -> tuple[Tensor, str
     ), "a normal fit of the aggregate posterior"
 
 
-def traversals(start: Tensor, dimensions: list[int], steps: int) -> Tensor:
-    """`start` [L] with each of `dimensions` in turn varied from −REACH to REACH: [dimensions · steps, L]."""
-    z = start.repeat(len(dimensions), steps, 1)
+def traversals(starts: Tensor, dimensions: list[int], steps: int) -> Tensor:
+    """`starts` [S, L], with each of `dimensions` in turn varied from −REACH to REACH: [dimensions · S · steps, L]."""
+    z = starts[:, None].repeat(len(dimensions), 1, steps, 1)
     for row, dimension in enumerate(dimensions):
-        z[row, :, dimension] = torch.linspace(-REACH, REACH, steps)
-    return z.flatten(0, 1)
+        z[row, :, :, dimension] = torch.linspace(-REACH, REACH, steps)
+    return z.flatten(0, 2)

@@ -9,7 +9,7 @@ import optuna
 from matplotlib import pyplot as plt
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from optuna.visualization import matplotlib as visualization
 
@@ -112,12 +112,17 @@ def _parallel_coordinate(study: optuna.Study, target: Target, label: str) -> Fig
     for axes in ax.figure.axes:
         axes.grid(visible=False)
         axes.set_facecolor("white")
-        axes.tick_params(labelsize="small")
+        axes.spines[["left", "right"]].set_color("0.6")
         if axes.get_yscale() == "log":
             _plain_ticks(axes.yaxis)
+        for tick in axes.get_yticklabels():  # lines cross them
+            tick.set(size="small", color="black", bbox={"fc": "white", "ec": "none", "alpha": 0.8, "pad": 0.5})
+    lines: Any = ax.collections[-1]
+    lines.set_cmap("viridis")
+    ax.plot(*lines.get_segments()[np.argmin(lines.get_array())].T, color="tab:red", lw=3)
     names = [text.get_text() for text in ax.get_xticklabels()]
     ax.set_xticks(range(len(names)), ["score", *names[1:]], rotation=0)
-    return _finish(ax.figure, "Parameters of each complete trial", 1.9 * len(names) + 1, 5)
+    return _finish(ax.figure, "Parameters of each complete trial, the best in red", 1.9 * len(names) + 1, 5)
 
 
 def _plain_ticks(axis: Axis) -> None:
@@ -125,7 +130,7 @@ def _plain_ticks(axis: Axis) -> None:
     low, high = axis.get_view_interval()
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 10 * low else MaxNLocator(4))
     axis.set_major_formatter("{x:g}")
-    axis.set_minor_formatter(NullFormatter())
+    axis.set_minor_locator(NullLocator())
 
 
 def _intermediate_values(study: optuna.Study, label: str) -> Figure:
