@@ -3,20 +3,14 @@
 import hashlib
 import io
 import pickle
-import random
 import resource
-import subprocess
-import sys
-import time
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 from torch.optim import SGD, lr_scheduler
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
-from support import ENVIRONMENT
 from vae.checkpoints import Checkpoints
 from vae.config import ModelParams, TrainParams
 from vae.data.datasets import Split
@@ -175,33 +169,6 @@ def test_a_shuffling_loader_resumes_with_the_order_that_it_would_have_had(genera
     for epoch in range(2, 5):
         torch.manual_seed(5)
         assert_same(interrupted_in(epoch, tmp_path / str(epoch), data=data), expected)
-
-
-# Processes that are killed
-
-LONG = {"epochs": 150}
-
-
-def train_and_tell(folder):
-    train(Checkpoints(folder), on_epoch=lambda record: print(record["epoch"], flush=True), **LONG)
-
-
-@pytest.mark.slow
-def test_a_process_that_is_killed_at_any_moment_is_resumed_by_the_next(tmp_path):
-    code = f"import test_checkpoints as t; t.train_and_tell({str(tmp_path)!r})"
-    reached = [0]
-    for _ in range(2):
-        process = subprocess.Popen(
-            [sys.executable, "-c", code], cwd=Path(__file__).parent, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
-        )
-        first = int(process.stdout.readline())
-        assert first - reached[-1] in (0, 1), "it begins with the epoch after its checkpoint"
-        time.sleep(random.uniform(0, 0.2))
-        process.kill()
-        assert process.wait() == -9, "it ended by itself: make it longer"
-        reached.append(max(map(int, process.stdout.read().split()), default=first))
-        process.stdout.close()
-    assert_same(train(Checkpoints(tmp_path), seed=99, **LONG), train(**LONG))
 
 
 # Damage

@@ -99,14 +99,6 @@ def test_a_prior_that_is_the_aggregate_posterior_has_no_divergence_from_it():
     assert abs(split_kl(model, mu + 1, logvar)["aggregate_kl"]) > 0.1
 
 
-def test_equal_posteriors_have_no_mutual_information():
-    mu, logvar = (part[:1].expand(500, 4) for part in posteriors(1, 4))
-    found = split_kl(model_of(4), mu, logvar)
-    assert found["mutual_information"] == pytest.approx(0, abs=1e-4)
-    assert found["total_correlation"] == pytest.approx(0, abs=1e-4)
-    assert found["aggregate_kl"] > 0.1
-
-
 def test_posteriors_far_apart_identify_the_image():
     """In the first dimension alone; the second is independent of it."""
     n = 500

@@ -100,23 +100,6 @@ def test_the_rate_falls_and_distortion_and_blur_rise_with_beta(studies):
     assert table["pixel_entropy"].is_monotonic_increasing
 
 
-def test_the_great_circle_keeps_its_distance_from_the_origin_where_the_line_does_not(studies):
-    table = studies("3").table
-    assert list(table["from"]) == [0, 0, 2, 2, 4, 4, 6, 6, 8, 8]
-    assert list(table["path"]) == ["linear", "spherical"] * 5
-    line, circle = (table[table["path"] == path].reset_index() for path in ("linear", "spherical"))
-    np.testing.assert_allclose(line["ends_z"], circle["ends_z"], rtol=1e-4)
-    assert (line["shortest_z"] <= circle["shortest_z"] + 1e-5).all()
-    assert (table["largest_step"] >= 1).all()
-
-
-def test_no_more_units_are_active_than_there_are(studies):
-    table = studies("4").table
-    assert tuple(table["latent_dim"]) == QUICK.latent_dims
-    assert (table["active_units"] <= table["latent_dim"]).all()
-    assert (table["active_units"] > 0).all()
-
-
 def test_each_technique_has_a_row_and_a_difference_from_the_baseline(studies):
     table, changes = studies("5").table, [change for group in techniques(QUICK).values() for change in group]
     assert list(table["change"]) == changes

@@ -1,7 +1,6 @@
 """The second stochastic layer: its terms by hand, the NLL against numerical integration, and its samples."""
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ from vae.config import EvaluateParams, ModelParams
 from vae.data.binarization import to_float
 from vae.evaluation.likelihood import evaluate
 from vae.models.distributions import importance_weighted_bound
-from vae.models.hierarchy import TopDown
 from vae.models.vae import VAE
 
 PIXELS = 9
@@ -90,51 +88,6 @@ def test_the_importance_weighted_nll_is_the_integral_over_both_layers():
 
 
 # Samples
-
-
-@torch.no_grad()
-@EVERY
-def test_every_sample_uses_the_features_of_its_own_image(name):
-    model = model_named(name)
-    x, noise = images_for(model, 3), normals(3, 4, model.noise_dim)
-
-    def parts(posterior, noise):
-        z, output, (layer,) = model.sample_posterior(posterior, noise)
-        return [z, output, *(part.view(*z.shape[:2], -1) for part in layer)]
-
-    posterior = model.encode(x)
-    together = parts(posterior, noise)
-    for image in range(3):
-        of_image = model.encode(x[image : image + 1])
-        for sample in range(4):
-            alone = parts(of_image, noise[image : image + 1, sample : sample + 1])
-            for ours, theirs in zip(together, alone, strict=True):
-                torch.testing.assert_close(ours[image, sample], theirs[0, 0], atol=1e-4, rtol=1e-4)
-    # With the same z and the features of another image, the layer's posterior is another.
-    swapped = parts(replace(posterior, features=posterior.features.roll(1, 0)), noise)
-    assert (swapped[0] == together[0]).all()
-    assert (swapped[3] - together[3]).abs().flatten(1).max(1).values.min() > 1e-3
-
-
-@torch.no_grad()
-def test_each_position_has_its_own_latents():
-    """Noise is laid out as channels, rows, columns; the noise at a position changes y only there."""
-    assert VAE(784, [3, 4], 2, architecture="conv", lower_latent_dim=3).noise_dim == 2 + 3 * 49
-    model = model_named("conv")
-    assert model.noise_dim == 2 + 2 * 4
-    h = model.decoder.start(normals(1, 2))
-    noise = torch.zeros(2, 2, 2, 2)
-    noise[1, -1, 0, 1] = 3.0
-    top_down = TopDown(noise, h)
-    for each in noise:
-        top_down.noise = each
-        model.hierarchy(h, top_down)
-    samples, moved = top_down.samples
-    change = (moved.y - samples.y).view(2, 2, 2)
-    assert change.nonzero().tolist() == [[1, 0, 1]]
-    scale = torch.exp(0.5 * samples.logvar.view(2, 2, 2)[1, 0, 1])
-    torch.testing.assert_close(change[1, 0, 1], 3 * scale)
-    torch.testing.assert_close(moved.prior_mu, model.hierarchy.prior(h)[:, :2].flatten(1))
 
 
 @torch.no_grad()
