@@ -18,7 +18,7 @@ TRAIN_FLAGS = $(call flag,epochs,EPOCHS) $(call flag,batch_size,BATCH_SIZE) $(ca
 PUBLISHED_FLAGS = $(foreach recipe,$(call given,RECIPES),$(call quoted,$(recipe))) $(call flag,epochs,EPOCHS)
 SEARCH_FLAGS = $(call flag,n_trials,TRIALS) $(call flag,epochs,EPOCHS) $(call flag,workers,WORKERS)
 
-.PHONY: help setup repro train search adopt dashboard examples theory ui sync test test-slow torture lint audit format bench published speedrun load clean
+.PHONY: help setup repro compare train search adopt dashboard examples theory ui sync test test-slow torture lint audit format bench published speedrun load clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -36,6 +36,9 @@ setup: $(READY)  ## Create .venv with the pinned dependencies (PYTHON=python3.12
 repro: $(READY)  ## Run the pipeline: download, train, evaluate, render; only what changed
 	@python -m vae.config
 	python -m dvc repro
+
+compare: $(READY)  ## Show the commit and its DVC experiments in one table
+	@python -m vae.workflow.compare
 
 train: $(READY)  ## Train once with other values, outside of DVC: EPOCHS= BATCH_SIZE= LATENT_DIM= BETA= LEARNING_RATE=
 	python pipeline/train.py $(TRAIN_FLAGS)

@@ -1,4 +1,4 @@
-"""Evaluate on the test set: model -> metrics/{evaluate.json,per_class.csv,test_nll.npz,latents.npz}."""
+"""Evaluate on the test set: model -> metrics/{evaluate,evaluation}.json, per_class.csv, test_nll.npz, latents.npz."""
 
 import io
 from pathlib import Path
@@ -17,10 +17,16 @@ from vae.evaluation.kl_decomposition import split_kl
 from vae.evaluation.likelihood import Evaluation, describe, evaluate
 from vae.evaluation.linear_probe import linear_probe_accuracy, posterior_means
 from vae.evaluation.sample_quality import sample_quality
-from vae.files import sha256, write_atomically, write_json
+from vae.files import rounded, sha256, write_atomically, write_json
 from vae.models.vae import VAE
 from vae.workflow.command_line import RESUMED, run_stage
 from vae.workflow.stages import METRICS, MODEL, RAW, checkpoint_folder, load_model, read_dataset, read_run_id
+
+# What `dvc metrics diff`, `dvc exp show` and `make compare` show of an evaluation.
+COMPARED = (
+    *("reconstruction", "kl", "elbo", "nll", "nll_standard_error", "importance_samples", "active_units"),
+    *("mutual_information", "linear_probe_accuracy", "sample_frechet_distance"),
+)
 
 
 def main(params: Params) -> None:
@@ -46,7 +52,9 @@ def main(params: Params) -> None:
     )
     metrics = {**result.metrics(), **further_metrics(model, train, test, result, params)}
 
-    write_json(METRICS / "evaluate.json", {**metrics, **protocol})
+    every = {**metrics, **protocol}
+    write_json(METRICS / "evaluate.json", rounded({name: every[name] for name in COMPARED if name in every}))
+    write_json(METRICS / "evaluation.json", every)
     write_atomically(METRICS / "per_class.csv", result.by_class().to_csv(index=False, float_format="%.4f"))
     labels = test.labels.cpu().numpy()
     bounds = {"neg_elbo": -result.images["elbo"], "kl": result.images["kl"], "nll": result.images["nll"]}

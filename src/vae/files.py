@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -77,6 +77,11 @@ def _flush_folder(folder: Path) -> None:
 def write_json(path: Path | str, content: Any) -> None:
     """Write indented JSON with a closing newline. Raises ValueError for NaN and infinity, which JSON doesn't have."""
     write_atomically(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def rounded(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with each float rounded to six significant digits."""
+    return {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in values.items()}
 
 
 def sha256(path: Path | str) -> str:

@@ -33,7 +33,7 @@ def read_json(path):
 
 @pytest.fixture(scope="module")
 def metrics(reproduced):
-    return read_json(reproduced / "metrics/evaluate.json")
+    return read_json(reproduced / "metrics/evaluation.json")
 
 
 def test_every_declared_output_is_written_and_nothing_else_is_tracked(reproduced):
@@ -55,7 +55,7 @@ def test_every_declared_output_is_written_and_nothing_else_is_tracked(reproduced
 def test_git_tracks_metrics_and_figures_and_dvc_the_rest(reproduced):
     tracked = set(reproduced.run("git", "ls-files").splitlines())
     assert {"dvc.lock", "metrics/evaluate.json", "metrics/history.csv", "figures/latent_space.png"} <= tracked
-    untracked = {MODEL, "models/run.json", "metrics/timing.json", "metrics/latents.npz", "mlruns/mlflow.db"}
+    untracked = {MODEL, "models/run.json", "metrics/timing.json", "metrics/evaluation.json", "mlruns/mlflow.db"}
     assert tracked.isdisjoint({*untracked, "data/raw/train-images-idx3-ubyte.gz"})
     assert reproduced.run("git", "status", "--porcelain") == ""
 
@@ -112,9 +112,9 @@ def test_the_history_has_one_row_per_epoch_and_wall_times_are_beside_it(reproduc
     assert list(history["epoch"]) == [1, 2]
     assert history["val/neg_elbo"][1] < history["val/neg_elbo"][0]
     assert (summary["epochs"], summary["best_epoch"]) == (2, 2)
-    assert summary["val/neg_elbo"] == pytest.approx(history["val/neg_elbo"][1])
+    assert summary["val/neg_elbo"] == history["val/neg_elbo"][1]
     assert summary["parameters"] == sum(weights.numel() for weights in load_file(reproduced / MODEL).values())
-    assert summary["weights_sha256"] == sha256(reproduced / MODEL)
+    assert summary["weights_sha256"] == sha256(reproduced / MODEL)[:12]
     assert not [name for name in (*history, *summary) if "second" in name]
     assert [row.keys() for row in timing["epochs"]] == [{"epoch", *WALL_TIMES}] * 2
     assert timing["seconds"] > 0

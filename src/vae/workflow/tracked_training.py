@@ -144,7 +144,8 @@ def _seconds(records: list[Record]) -> float:
 
 def _write_history(path: Path, records: list[Record]) -> None:
     """Write metrics, which are functions of the inputs, to `path`, and wall times to `timing.json` beside it."""
-    write_atomically(path, pd.DataFrame(records).drop(columns=[*WALL_TIMES]).to_csv(index=False))
+    table = pd.DataFrame(records).drop(columns=[*WALL_TIMES])
+    write_atomically(path, table.to_csv(index=False, float_format="%.6g"))
     epochs = [{name: record[name] for name in ("epoch", *WALL_TIMES)} for record in records]
     write_json(path.with_name("timing.json"), {"seconds": _seconds(records), "epochs": epochs})
 
