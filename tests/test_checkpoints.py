@@ -3,7 +3,6 @@
 import hashlib
 import io
 import pickle
-import resource
 from functools import partial
 
 import pytest
@@ -263,23 +262,3 @@ def test_deleting_takes_the_folder_and_what_a_killed_process_left_in_it(tmp_path
     assert not checkpoints.folder.exists()
     assert checkpoints.load(CPU.device) is None
     checkpoints.delete()
-
-
-@pytest.fixture
-def full_disk():
-    """Limits files to 2 kB: a write fails midway, as on a full disk, even for root."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    def fill(full):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2048 if full else soft, hard))
-
-    yield fill
-    fill(False)
-
-
-def test_a_write_that_fails_leaves_the_earlier_checkpoints_and_no_other_file(tmp_path, full_disk):
-    with pytest.raises(OSError, match="too large"):
-        train(Checkpoints(tmp_path), on_epoch=lambda record: full_disk(record["epoch"] == 3))
-    full_disk(False)
-    assert names(tmp_path) == ["000001.pt", "000002.pt"]
-    assert_same(train(Checkpoints(tmp_path), seed=99), train())

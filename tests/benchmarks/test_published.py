@@ -39,20 +39,6 @@ def project(tmp_path, monkeypatch, bundled, empty_store):
     monkeypatch.setattr(published, "RECIPES", recipes)
 
 
-def trained_epochs(monkeypatch, interrupt_in=None):
-    """A list to which the number of each epoch is appended that is trained from now on."""
-    epochs = []
-
-    def describe(record, of):
-        epochs.append(record["epoch"])
-        if record["epoch"] == interrupt_in:
-            raise KeyboardInterrupt
-        return ""
-
-    monkeypatch.setattr("vae.workflow.tracked_training.describe", describe)
-    return epochs
-
-
 def test_each_recipe_gets_a_row_and_a_run_and_is_not_trained_twice(project, monkeypatch):
     published.main([])
     table = pd.read_csv(published.OUTPUT)
@@ -67,29 +53,9 @@ def test_each_recipe_gets_a_row_and_a_run_and_is_not_trained_twice(project, monk
     assert runs["tags.model.sha256"].tolist() == table["weights_sha256"].tolist()
 
     before = published.OUTPUT.read_bytes()
-    epochs = trained_epochs(monkeypatch)
+    monkeypatch.setattr(published, "tracked_training", lambda *_, **__: pytest.fail("trained again"))
     published.main(["two"])  # the row of the other recipe stays
     assert published.OUTPUT.read_bytes() == before
-    assert epochs == []
-
-
-def test_an_interrupted_recipe_resumes_in_the_same_run_with_the_same_result(project, monkeypatch):
-    published.main(["one"])
-    whole = pd.read_csv(published.OUTPUT)
-    shutil.rmtree(published.RESULTS)
-    trained_epochs(monkeypatch, interrupt_in=2)
-    with pytest.raises(KeyboardInterrupt):
-        published.main(["one"])
-    epochs = trained_epochs(monkeypatch)
-    published.main(["one"])
-    assert epochs == [2, 3]
-    again = pd.read_csv(published.OUTPUT)
-    assert again["weights_sha256"].tolist() == whole["weights_sha256"].tolist()
-    assert again["ours"].tolist() == whole["ours"].tolist()
-    assert len(mlflow.search_runs(experiment_names=["published"])) == 2
-    history = pd.read_csv(next(published.RESULTS.glob("one-*")) / "history.csv")
-    assert history["epoch"].tolist() == [1, 2, 3]
-    assert not list(published.RESULTS.glob("*/checkpoints"))
 
 
 def test_a_result_belongs_to_all_values_defaults_included_and_to_the_code(monkeypatch, tmp_path):

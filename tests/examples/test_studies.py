@@ -11,7 +11,6 @@ from vae.data.datasets import Split, load
 from vae.examples.studies import EXAMPLES, PROTOCOL, QUICK, VAEExamples, main
 from vae.examples.techniques import BASELINE, compared, techniques
 
-FIGURES = ["neg_elbo", "reconstruction", "kl", "nll", "active_units", "mmd", "epochs", "seconds"]
 FIGURE_NAMES = {
     "1": {"history", "reconstructions", "samples", "latent_space", "kl_per_dimension"},
     "2": {"rate_distortion", "reconstructions", "samples"},
@@ -63,15 +62,6 @@ def test_a_study_returns_and_saves_its_table_and_figures(number, studies, output
     assert np.allclose(saved[numbers.columns], numbers, rtol=1e-4)
     for path in folder.glob("*.png"):
         assert matplotlib.image.imread(path)[..., :3].std() > 0.05, f"{path} is empty"
-
-
-@pytest.mark.parametrize("number", ["1", "2", "4", "5"])
-def test_the_elbo_is_that_of_beta_one_and_the_nll_is_below_it(number, studies):
-    table = studies(number).table
-    assert set(FIGURES) <= set(table.columns)
-    np.testing.assert_allclose(table["neg_elbo"], table["reconstruction"] + table["kl"], rtol=1e-5)
-    assert (table["nll"] < table["neg_elbo"] + 1).all()  # approximately, since it is on other images
-    assert (table["mmd"] >= 0).all() and (table["seconds"] > 0).all()
 
 
 def test_training_validation_and_test_images_are_disjoint(digits, tmp_path):

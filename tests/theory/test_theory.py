@@ -7,7 +7,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import minimize
 from torch.distributions import Categorical, MixtureSameFamily, Normal
 
 from support import ROOT
@@ -98,24 +97,6 @@ def test_evidence_and_posterior_of_the_linear_model_match_numerical_integration(
     assert exact.variance.item() == pytest.approx(np.trapezoid((z - mean) ** 2 * joint, z) / evidence)
 
 
-@pytest.mark.parametrize("beta", [0.3, 3.0, 30.0])
-def test_the_optimum_of_the_linear_vae_is_found_by_numerical_search(beta):
-    def rate(v, log_s, value):
-        return 0.5 * (v**2 * value + math.exp(2 * log_s) - 1 - 2 * log_s)
-
-    found = linear.solve_linear_vae(beta)
-    for value, kl in zip(linear.EIGENVALUES, found.kl, strict=False):  # one component, one latent
-
-        def loss(parameters, value=value):
-            w, v, log_s = parameters
-            error = (1 - w * v) ** 2 * value + w**2 * math.exp(2 * log_s)
-            return error / (2 * linear.NOISE) + beta * rate(v, log_s, value)
-
-        best = min((minimize(loss, start, tol=1e-12) for start in ([1, 0.5, -0.5], [0.1, 0.1, 0])), key=lambda r: r.fun)
-        assert rate(*best.x[1:], value) == pytest.approx(kl, abs=2e-4)
-        assert best.fun == pytest.approx(min(value, beta * 0.2) / 0.4 + beta * kl, abs=1e-7)
-
-
 @pytest.mark.parametrize("beta", tradeoff.BETAS)
 def test_training_finds_the_closed_form(beta):
     trained, exact = linear.fit_linear_vae(beta), linear.solve_linear_vae(beta)
@@ -128,27 +109,6 @@ def test_free_bits_have_no_effect_above_their_floor():
     fitted = linear.fit_linear_vae(2.0, latents=1, variance=1.0, free_bits=0.5, eigenvalues=(8.0,))
     assert fitted.rate == pytest.approx(0.5 * math.log(8 / 2), abs=1e-3)
     assert fitted.squared_error == pytest.approx(2.0, abs=1e-3)
-
-
-# Gradients
-
-
-@pytest.mark.parametrize(("mu", "sigma"), [(0.5, 1.0), (-1.0, 0.3)])
-def test_the_variances_of_the_gradients_match_quadrature(mu, sigma):
-    nodes, weights = np.polynomial.hermite_e.hermegauss(12)
-    weights = weights / weights.sum()
-    first, second = np.meshgrid(nodes, nodes)
-    joint = np.outer(weights, weights)
-    f = (mu + sigma * first) ** 2 + (mu + sigma * second) ** 2
-    estimators = {
-        "reparameterized": 2 * (mu + sigma * first),
-        "score": f * first / sigma,
-        "score − baseline": (f - (f * joint).sum()) * first / sigma,
-    }
-    for name, variance in terms.gradient_variances(2, mu, sigma).items():
-        mean = (estimators[name] * joint).sum()
-        assert mean == pytest.approx(2 * mu)
-        assert variance == pytest.approx(((estimators[name] - mean) ** 2 * joint).sum()), name
 
 
 # The aggregate posterior

@@ -68,17 +68,12 @@ def test_metrics_of_an_epoch_are_means_over_images_whatever_the_batches():
         assert record["train/kl"] == pytest.approx(exact, rel=1e-4)
 
 
-def test_beta_rises_step_by_step_and_anew_in_each_cycle(monkeypatch):
-    seen = []
-
-    def spy(terms, params, beta):
-        seen.append(beta.item())
-        return terms.nll.mean() + beta * terms.kl.sum(1).mean()
-
-    monkeypatch.setattr("vae.training.loop._loss", spy)
-    _, fitted = train({"epochs": 10, "kl_warmup_epochs": 2, "kl_cycles": 3, "beta": 2.0, "batch_size": 150})
-    cycle = [0.5, 1.0, 1.5, 2.0] + [2.0] * 4  # two steps an epoch
-    assert seen == cycle * 2 + cycle[:4]
+def test_beta_rises_step_by_step_and_anew_in_each_cycle():
+    params = {"kl_warmup_epochs": 2, "kl_cycles": 3, "beta": 2.0, "batch_size": 150}  # two steps an epoch
+    _, fitted = train({"epochs": 10, "learning_rate": 1e-30} | params, binarization="threshold")
+    for record, mean in zip(fitted.history, [0.75, 1.75, 2.0, 2.0] * 2 + [0.75, 1.75], strict=True):
+        kl_term = record["train/loss"] - record["train/reconstruction"]
+        assert kl_term == pytest.approx(mean * record["train/kl"], rel=1e-2)
     assert [record["train/beta"] for record in fitted.history] == [1.0, 2.0, 2.0, 2.0] * 2 + [1.0, 2.0]
 
 
@@ -92,9 +87,9 @@ PRIORS = {
 SAMPLES = 3
 
 
-def model_with(prior, seed=0):
+def model_with(prior):
     """A model whose posteriors differ from the prior and from each other."""
-    model = VAE.from_params(SMALL.model_copy(update=PRIORS[prior]), seed)
+    model = VAE.from_params(SMALL.model_copy(update=PRIORS[prior]), 0)
     model.initialize_from_data(TRAIN.images)
     with torch.no_grad():
         for index, parameter in enumerate(model.parameters()):
@@ -114,7 +109,7 @@ def log_prior(model, z):
     return MixtureSameFamily(Categorical(logits=log_weight), normal(mu, logvar)).log_prob(z)
 
 
-def terms_on(model, x, samples, generator):
+def terms_on(model, x, generator, samples):
     """Posteriors and samples z; and of each sample, by torch.distributions, −log p(x|z), log q(z|x) − log p(z) and KL.
 
     The KL is exact for the standard normal prior; for mixtures, log p(z) in it is that of the sample.
@@ -131,80 +126,71 @@ def terms_on(model, x, samples, generator):
     return (mu, logvar, z), nll, ratio, kl
 
 
-def terms_of(model, samples, seed=0):
-    """`terms_on` the first batch of `fit`, and the generator after it."""
+def first_batch(seed=0):
+    """The first batch of `fit`, and the generator after it."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(TRAIN), generator=generator)
-    x = (TRAIN.images[order] > 127).float()
-    return *terms_on(model, x, samples, generator), generator
+    return (TRAIN.images[order] > 127).float(), generator
 
 
-def first_epoch(model, seed=0, **params):
+def first_epoch(model, **params):
     """The record of one epoch that leaves the weights unchanged."""
     fixed = TrainParams(**{"epochs": 1, "batch_size": len(TRAIN), "learning_rate": 1e-30} | params)
-    return fit(model, TRAIN, VALIDATION, fixed, CPU, binarization="threshold", seed=seed).history[0]
+    return fit(model, TRAIN, VALIDATION, fixed, CPU, binarization="threshold").history[0]
 
 
-@pytest.mark.parametrize("prior", PRIORS)
-@pytest.mark.parametrize("samples", [1, SAMPLES])
-def test_the_elbos_loss_is_the_mean_over_images_and_samples(prior, samples):
-    model = model_with(prior)
-    record = first_epoch(model, beta=0.7, importance_samples=samples)
-    with torch.no_grad():
-        _, nll, ratio, kl, _ = terms_of(model, samples)
-    assert abs(kl.mean() - ratio.mean()) > 1e-4, "the closed form must differ from the sampled one"
-    assert record["train/reconstruction"] == pytest.approx(nll.mean().item(), rel=1e-5)
-    assert record["train/kl"] == pytest.approx(kl.mean().item(), rel=1e-4)
-    assert record["train/neg_elbo"] == pytest.approx(record["train/reconstruction"] + record["train/kl"])
-    assert record["train/loss"] == pytest.approx((nll.mean() + 0.7 * kl.mean()).item(), rel=1e-5)
-
-
-def test_free_bits_hold_up_each_dimensions_mean_and_mmd_is_added_to_the_loss():
+def test_free_bits_and_mmd_are_in_the_loss():
     model = model_with("standard")
     record = first_epoch(model, beta=0.7, importance_samples=SAMPLES, free_bits=0.2, mmd=500.0)
     with torch.no_grad():
-        (mu, logvar, z), nll, _, _, generator = terms_of(model, SAMPLES)
+        x, generator = first_batch()
+        (mu, logvar, z), nll, _, _ = terms_on(model, x, generator, SAMPLES)
         kl = kl_divergence(Normal(mu, torch.exp(0.5 * logvar)), Normal(0.0, 1.0)).mean((0, 1))
-        prior = torch.randn(len(TRAIN), 4, generator=generator)
         floored = torch.maximum(kl, torch.tensor(0.2)).sum()
-        distance = 500 * mmd(z[:, 0], prior)
+        distance = 500 * mmd(z[:, 0], torch.randn(len(TRAIN), 4, generator=generator))
     assert floored > kl.sum() + 0.01, "a dimension must be below the floor"
     assert distance > 1
     assert record["train/kl"] == pytest.approx(kl.sum().item(), rel=1e-4)
     assert record["train/loss"] == pytest.approx((nll.mean() + 0.7 * floored + distance).item(), rel=1e-5)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("prior", PRIORS)
+@pytest.mark.parametrize("samples", [1, SAMPLES])
 @pytest.mark.parametrize(
-    ("prior", "doubly"), [("standard", False), ("mixture", False), ("vampprior", False), ("mixture", True)]
+    "objective", [{}, {"objective": "iwae"}, {"objective": "iwae", "doubly_reparameterized": True}]
 )
 @pytest.mark.parametrize("beta", [1.0, 0.3])
-def test_the_importance_weighted_loss_is_the_formulas(prior, beta, doubly):
-    """−log (1/K) Σ_k p(x|z_k) (p(z_k)/q(z_k|x))^β, averaged over images; β = 1 is eq. 8 of Burda et al. 2016."""
+def test_the_loss_is_that_of_the_formula(prior, samples, objective, beta):
+    """ELBO: −log p(x|z) + β KL. Importance-weighted bound: −log (1/K) Σ_k p(x|z_k) (p(z_k)/q(z_k|x))^β."""
     model = model_with(prior)
-    record = first_epoch(model, objective="iwae", importance_samples=SAMPLES, beta=beta, doubly_reparameterized=doubly)
-    with torch.no_grad():
-        _, nll, ratio, _, _ = terms_of(model, SAMPLES)
-        weights = torch.exp((-nll - beta * ratio).double())
-        loss = -weights.mean(1).log().mean()
-    assert record["train/loss"] == pytest.approx(loss.item(), rel=1e-5)
+    with torch.enable_grad():
+        record = first_epoch(model, importance_samples=samples, beta=beta, **objective)
+    _, nll, ratio, kl = terms_on(model, *first_batch(), samples)
+    if objective:
+        kl, loss = ratio, -(-nll - beta * ratio).double().exp().mean(1).log().mean()
+    else:
+        assert abs(kl.mean() - ratio.mean()) > 1e-4, "the closed form must differ from the sampled one"
+        loss = (nll + beta * kl).mean()
     assert record["train/reconstruction"] == pytest.approx(nll.mean().item(), rel=1e-5)
-    assert record["train/kl"] == pytest.approx(ratio.mean().item(), rel=1e-4)
-    assert record["train/loss"] < nll.mean().item() + beta * ratio.mean().item()
+    assert record["train/kl"] == pytest.approx(kl.mean().item(), rel=1e-4)
+    assert record["train/neg_elbo"] == pytest.approx(record["train/reconstruction"] + record["train/kl"])
+    assert record["train/loss"] == pytest.approx(loss.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("prior", ["standard", "vampprior"])
 @pytest.mark.parametrize("beta", [1.0, 0.3])
-def test_a_doubly_reparameterized_step_goes_where_the_formula_says(prior, beta):
+def test_the_doubly_reparameterized_gradient_is_that_of_the_formula(prior, beta):
     """Decoder and prior: Σ w̃ ∂log w; encoder: Σ ((1 − β) w̃ + β w̃²) ∂log w/∂z ∂z/∂φ.
 
     The gradient of the encoder through a VampPrior is of the first kind.
     """
     model = model_with(prior)
     names, parameters = zip(*model.named_parameters(), strict=True)
-    (mu, logvar, z), nll, ratio, _, _ = terms_of(model, SAMPLES)
+    x, generator = first_batch()
+    (mu, logvar, z), nll, ratio, _ = terms_on(model, x, generator, SAMPLES)
     weights = (-nll - beta * ratio).detach().softmax(1)
     share = (1 - beta) * weights + beta * weights.square()
-    x = (TRAIN.images[torch.randperm(len(TRAIN), generator=torch.Generator().manual_seed(0))] > 127).float()
     free = z.detach().requires_grad_()
     log_weights = Independent(Bernoulli(logits=model.decode(free)), 1).log_prob(x[:, None].expand(-1, SAMPLES, -1))
     log_q = normal(mu.detach(), logvar.detach()).log_prob(free)
@@ -213,20 +199,13 @@ def test_a_doubly_reparameterized_step_goes_where_the_formula_says(prior, beta):
     (slope,) = torch.autograd.grad(log_weights.sum(), free)
     through_z = torch.autograd.grad((share[..., None] * slope * z).sum(), parameters, allow_unused=True)
 
-    params = TrainParams(
-        epochs=1,
-        batch_size=len(TRAIN),
-        objective="iwae",
-        importance_samples=SAMPLES,
-        beta=beta,
-        doubly_reparameterized=True,
-    )
+    objective = {"objective": "iwae", "importance_samples": SAMPLES, "doubly_reparameterized": True, "beta": beta}
+    params = TrainParams(epochs=1, batch_size=len(TRAIN), **objective)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     fit(model, TRAIN, VALIDATION, params, CPU, binarization="threshold", optimizer=optimizer)
     for name, parameter, *parts in zip(names, parameters, usual, through_z, strict=True):
         expected = -sum(part for part in parts if part is not None) / len(TRAIN)
         assert (parameter.grad - expected).norm() < 1e-4 * expected.norm(), name
-    assert any(part is None for part in usual) == (prior == "standard")
 
 
 @torch.no_grad()
@@ -239,7 +218,7 @@ def test_validation_is_that_of_torch_distributions_at_beta_one(prior, samples):
     generator = torch.Generator().manual_seed(0)
     bounds, nlls, kls = [], [], []
     for batch in to_float(targets).split(1024 // samples):
-        _, nll, ratio, kl = terms_on(model, batch, samples, generator)
+        _, nll, ratio, kl = terms_on(model, batch, generator, samples)
         bounds.append((-nll - ratio).double().exp().mean(1).log())
         nlls.append(nll)
         kls.append(kl.expand(len(batch), samples))
@@ -329,21 +308,15 @@ def test_the_best_epochs_weights_are_kept_and_patience_stops_the_training(object
     assert validate(model, targets, CPU, samples)[metric] == pytest.approx(min(scores), rel=1e-5)
 
 
-def test_clipping_bounds_the_gradients_norm(monkeypatch):
-    norms = []
-    step = torch.optim.Adam.step
+def test_clipping_bounds_the_norm_of_the_gradient():
+    def norm(**params):
+        model = VAE.from_params(SMALL, 0)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        fit(model, TRAIN, VALIDATION, TrainParams(epochs=1, **params), CPU, optimizer=optimizer)
+        return torch.cat([parameter.grad.flatten() for parameter in model.parameters()]).norm().item()
 
-    def spy(self, *arguments):
-        gradients = [p.grad.flatten() for group in self.param_groups for p in group["params"]]
-        norms.append(torch.cat(gradients).norm().item())
-        return step(self, *arguments)
-
-    monkeypatch.setattr(torch.optim.Adam, "step", spy)
-    train({"epochs": 1, "max_grad_norm": 0.5})
-    assert max(norms) <= 0.5 + 1e-4
-    norms.clear()
-    train({"epochs": 1})
-    assert max(norms) > 0.5
+    assert norm() > 1
+    assert norm(max_grad_norm=0.5) == pytest.approx(0.5, rel=1e-4)
 
 
 @pytest.mark.parametrize("binarization", ["dynamic", "static", "threshold", "none"])

@@ -39,21 +39,10 @@ def test_bernoulli_nll_has_the_gradient_that_finite_differences_give():
     assert torch.autograd.gradcheck(lambda value: bernoulli_nll(value, grey), logits)
 
 
-def test_gaussian_kl_is_that_of_torch_distributions_and_of_monte_carlo():
+def test_gaussian_kl_is_that_of_torch_distributions():
     mu, logvar = draws(4, 3), 0.5 * draws(4, 3, seed=1)
-    posterior, prior = Normal(mu, torch.exp(0.5 * logvar)), Normal(torch.zeros(()), torch.ones(()))
-    kl = gaussian_kl(mu, logvar)
-    torch.testing.assert_close(kl, kl_divergence(posterior, prior))
-    z = mu + torch.exp(0.5 * logvar) * draws(200_000, 4, 3, seed=2)
-    log_ratio = posterior.log_prob(z) - prior.log_prob(z)
-    standard_error = log_ratio.std(0) / math.sqrt(len(z))
-    assert ((log_ratio.mean(0) - kl).abs() < 5 * standard_error).all()
-
-
-def test_normal_log_density_is_that_of_torch_distributions():
-    z, mu, logvar = draws(6, 4), draws(6, 4, seed=1), draws(6, 4, seed=2)
-    expected = Independent(Normal(mu, torch.exp(0.5 * logvar)), 1).log_prob(z)
-    torch.testing.assert_close(normal_log_density(z, mu, logvar), expected)
+    expected = kl_divergence(Normal(mu, torch.exp(0.5 * logvar)), Normal(0.0, 1.0))
+    torch.testing.assert_close(gaussian_kl(mu, logvar), expected)
 
 
 def test_free_bits_stop_the_gradient_of_a_dimension_below_the_floor():
@@ -141,25 +130,15 @@ class TuckersToy:
         return bound.detach(), torch.cat([matrix.flatten(1), bias], 1), theta
 
 
-def standard_error(samples):
-    return samples.std(0) / math.sqrt(len(samples))
-
-
 @pytest.mark.parametrize(("samples", "beta"), [(1, 1.0), (8, 1.0), (1, 0.3), (8, 0.3), (8, 0.0)])
 def test_the_doubly_reparameterized_gradient_is_on_average_the_plain_one(samples, beta):
     toy = TuckersToy(repetitions=20_000)
-    bound, encoder, prior = toy.gradients(samples, False, beta, seed=50)
-    # The same samples, so that the difference has little variance.
+    bound, plain, prior = toy.gradients(samples, False, beta, seed=50)
     same_bound, doubly, same_prior = toy.gradients(samples, True, beta, seed=50)
     torch.testing.assert_close(same_bound, bound)
     torch.testing.assert_close(same_prior, prior)
-    assert ((doubly - encoder).mean(0).abs() <= 4.5 * standard_error(doubly - encoder) + 1e-12).all()
-    # Independent samples, to detect an error that both have in common.
-    _, other, other_prior = toy.gradients(samples, True, beta, seed=51)
-    allowed = 4.5 * (standard_error(other).square() + standard_error(encoder).square()).sqrt()
-    assert ((other - encoder).mean(0).abs() < allowed).all()
-    allowed = 4.5 * (standard_error(other_prior).square() + standard_error(prior).square()).sqrt()
-    assert ((other_prior - prior).mean(0).abs() <= allowed).all()
+    difference = doubly - plain
+    assert (difference.mean(0).abs() <= 4.5 * difference.std(0) / math.sqrt(20_000) + 1e-12).all()
 
 
 def test_the_doubly_reparameterized_bound_needs_no_gradient_of_its_samples():
