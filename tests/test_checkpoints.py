@@ -173,22 +173,10 @@ def test_a_shuffling_loader_resumes_with_the_order_that_it_would_have_had(genera
 # Damage
 
 
-def flip_a_bit(content, place):
-    return content[:place] + bytes([content[place] ^ (1 << place % 8)]) + content[place + 1 :]
-
-
-DAMAGES = {
-    "empty": lambda content: b"",
-    "cut in half": lambda content: content[: len(content) // 2],
-    "a flipped bit": lambda content: flip_a_bit(content, len(content) // 2),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_newest_checkpoint_is_skipped_for_the_one_before(damage, tmp_path):
+def test_a_damaged_newest_checkpoint_is_skipped_for_the_one_before(tmp_path):
     interrupt(tmp_path, 4)
     newest = tmp_path / "000003.pt"
-    newest.write_bytes(DAMAGES[damage](newest.read_bytes()))
+    newest.write_bytes(newest.read_bytes()[:-1])
     seen = []
     with pytest.warns(UserWarning, match=r"^[^\n]*000003\.pt can't be read and is skipped: [^\n]+$") as caught:
         resumed = train(Checkpoints(tmp_path), on_epoch=seen.append, seed=99)
@@ -203,7 +191,7 @@ def test_a_flipped_bit_anywhere_is_noticed(tmp_path):
     path = tmp_path / "000001.pt"
     content = path.read_bytes()
     for place in range(0, len(content), 7):
-        path.write_bytes(flip_a_bit(content, place))
+        path.write_bytes(content[:place] + bytes([content[place] ^ (1 << place % 8)]) + content[place + 1 :])
         with pytest.warns(UserWarning, match="is skipped"):
             assert checkpoints.load(CPU.device) is None
     path.write_bytes(content)

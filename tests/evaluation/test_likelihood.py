@@ -41,16 +41,6 @@ def test_the_same_weights_give_the_same_metrics_and_more_samples_a_tighter_bound
     assert one["nll"] == pytest.approx(-one["elbo"], abs=0.5)
 
 
-def test_chunks_smaller_than_the_samples_of_an_image_give_the_same_estimate():
-    whole, *chunked = (
-        evaluate(model_of(), TARGETS, LABELS, EvaluateParams(importance_samples=1000, chunk_size=size)).metrics()
-        for size in (23_000, 7, 300)
-    )
-    for metrics in chunked:
-        assert metrics["nll"] == pytest.approx(whole["nll"], abs=0.05)
-        assert metrics["kl"] == pytest.approx(whole["kl"], rel=1e-6)
-
-
 def test_each_image_is_encoded_once_and_at_most_a_chunk_of_latents_is_decoded_at_a_time(monkeypatch):
     encoded, decoded = [], []
     encode, decode = VAE.encode, VAE.decode

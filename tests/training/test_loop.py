@@ -244,17 +244,11 @@ def test_the_best_epoch_is_chosen_by_the_objectives_own_metric(objective, best, 
 
 
 @pytest.mark.parametrize(
-    ("network", "objective"),
-    [
-        ({"prior": "gaussian_mixture", "prior_components": 3}, "elbo"),
-        ({"prior": "vampprior", "prior_components": 3}, "iwae"),
-        ({"lower_latent_dim": 2}, "elbo"),
-        ({"prior": "vampprior", "prior_components": 3, "lower_latent_dim": 2}, "iwae"),
-    ],
-    ids=str,
+    "network", [{"prior": "gaussian_mixture"}, {"prior": "vampprior", "lower_latent_dim": 2}], ids=str
 )
+@pytest.mark.parametrize("objective", ["elbo", "iwae"])
 def test_other_priors_and_layers_learn_too(network, objective):
-    model = VAE.from_params(SMALL.model_copy(update=network), 0)
+    model = VAE.from_params(SMALL.model_copy(update={"prior_components": 3} | network), 0)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     params = TrainParams(epochs=8, batch_size=64, learning_rate=3e-3, objective=objective, importance_samples=2)
     history = fit(model, TRAIN, VALIDATION, params, CPU).history
