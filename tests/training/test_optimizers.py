@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.optim import Adam
 from torch.optim import Muon as TorchMuon
 
 from vae.config import ModelParams, TrainParams
@@ -47,8 +46,9 @@ def test_muon_updates_kernels_and_small_matrices_of_layers_and_adam_the_rest(nam
     small = {name for name in before if name.endswith(".weight") and min(before[name].flatten(1).shape) <= 200}
     assert len(small) >= 3 and before.keys() - small, "both optimizers must have weights"
 
-    adam, muon = make_optimizers(model, TrainParams(optimizer="muon"))
+    adam, muon = make_optimizers(model, TrainParams(optimizer="muon", weight_decay=0.05))
 
+    assert adam.param_groups[0]["weight_decay"] == muon.param_groups[0]["weight_decay"] == 0.05
     assert names_of(model, muon.weights) == sorted(small)
     assert names_of(model, adam.param_groups[0]["params"]) == sorted(before.keys() - small)
     for weight in model.parameters():
@@ -58,21 +58,13 @@ def test_muon_updates_kernels_and_small_matrices_of_layers_and_adam_the_rest(nam
     assert [name for name, weight in model.named_parameters() if torch.equal(weight, before[name])] == []
 
 
-def test_adam_alone_updates_every_weight():
-    model = model_of("conv")
-    (adam,) = make_optimizers(model, TrainParams(optimizer="adam"))
+@pytest.mark.parametrize(
+    ("optimizer", "network"), [("adam", NETWORKS["conv"]), ("muon", {"hidden_dims": (201,), "latent_dim": 201})]
+)
+def test_adam_alone_updates_every_weight_if_chosen_or_if_no_matrix_is_small(optimizer, network):
+    model = VAE.from_params(ModelParams(**{"prior": "standard"} | network), 0)
+    (adam,) = make_optimizers(model, TrainParams(optimizer=optimizer))
     assert names_of(model, adam.param_groups[0]["params"]) == sorted(name for name, _ in model.named_parameters())
-
-
-def test_a_model_without_small_matrices_is_adams_alone():
-    model = VAE(hidden_dims=[201], latent_dim=201)
-    assert [type(each) for each in make_optimizers(model, TrainParams(optimizer="muon"))] == [Adam]
-
-
-def test_each_optimizer_has_its_own_rate_and_both_have_the_weight_decay():
-    params = TrainParams(optimizer="muon", learning_rate=2e-3, muon_learning_rate=7e-3, weight_decay=0.05)
-    for optimizer, rate in zip(make_optimizers(model_of("mlp"), params), (2e-3, 7e-3), strict=True):
-        assert (optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["weight_decay"]) == (rate, 0.05)
 
 
 @pytest.mark.parametrize("shape", [(12, 12), (6, 24), (24, 6)])
