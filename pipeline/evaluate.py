@@ -60,7 +60,7 @@ def main(params: Params) -> None:
     bounds = {"neg_elbo": -result.images["elbo"], "kl": result.images["kl"], "nll": result.images["nll"]}
     write_arrays(METRICS / "test_nll.npz", **bounds, labels=labels, **protocol)
     write_arrays(METRICS / "latents.npz", mu=result.mu, logvar=result.logvar, labels=labels)
-    print(describe(metrics, params))
+    print(f"{describe(metrics, params)}\nall metrics: {METRICS / 'evaluate.json'}, by class: per_class.csv beside it")
     with tracking.resume(params, hardware, dataset, sha256(MODEL), read_run_id()) as run:
         run.log_metrics(metrics, prefix="test/")
         run.log_artifact(METRICS / "per_class.csv")
@@ -76,11 +76,16 @@ def binarized(part: str, params: Params, device: torch.device) -> Split:
 def further_metrics(model: VAE, train: Split, test: Split, result: Evaluation, params: Params) -> dict[str, float]:
     """Metrics of the test set as a whole: the KL decomposition, a linear probe of the latents, sample quality."""
     mu, logvar = (torch.from_numpy(part).to(test.images.device) for part in (result.mu, result.logvar))
+    print("decomposing the KL")
+    parts = split_kl(model, mu, logvar, seed=params.seed)
+    print("fitting a linear probe of the latents")
     train_mu = posterior_means(model, train.images, params.evaluate).cpu().numpy()
+    accuracy = linear_probe_accuracy(train_mu, train.labels.cpu(), result.mu, test.labels.cpu())
+    print("training a classifier, in whose features samples are compared with images")
     binary = params.data.binarization != "none"
     return {
-        **split_kl(model, mu, logvar, seed=params.seed),
-        "linear_probe_accuracy": linear_probe_accuracy(train_mu, train.labels.cpu(), result.mu, test.labels.cpu()),
+        **parts,
+        "linear_probe_accuracy": accuracy,
         "linear_probe_images": len(train),
         **sample_quality(model, train, test, params.evaluate, binary=binary, seed=params.seed),
     }

@@ -28,7 +28,7 @@ def main(params: Params) -> None:
     history = read(METRICS / "history.csv", lambda path: pd.read_csv(path, dtype=float).dropna(subset="improved"))
     tracking.connect()
     figures = save_figures(model, load(RAW, "train"), load(RAW, "test"), result, history, params, FIGURES)
-    print(f"{len(figures)} figures in {FIGURES}/: {', '.join(path.stem for path in figures)}")
+    print(f"{len(figures)} figures in {FIGURES}/")
     hardware = resolve(params.train)
     with tracking.resume(params, hardware, read_dataset(), sha256(MODEL), read_run_id()) as run:
         for path in figures:

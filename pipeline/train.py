@@ -15,6 +15,7 @@ def main(params: Params) -> None:
     with tracked_training(params, dataset, RAW, MODEL, METRICS / "history.csv", checkpoints=checkpoints) as training:
         write_json(METRICS / "train.json", rounded(training.summary) | {"weights_sha256": sha256(MODEL)[:12]})
         write_run(tracking.EXPERIMENT, training.run.id)
+        print(f"weights: {MODEL}; each epoch: {METRICS / 'history.csv'}")
 
 
 if __name__ == "__main__":

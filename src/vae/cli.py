@@ -58,7 +58,7 @@ def train(params: Params, output: Path, data: Path) -> None:
         figures = save_figures(training.model.cpu(), load(raw, "train"), test, result, history, params, output)
         for path in figures:
             training.run.log_artifact(path, "figures")
-    print(f"{output / WEIGHTS}, for VAE.load; beside it {len(figures)} figures, metrics.json and history.csv")
+    print(f"{output / WEIGHTS}, for VAE.load;\nbeside it {len(figures)} figures, metrics.json and history.csv")
     print(f"run {training.run.id} of {tracking.EXPERIMENT} in {tracking.shown_store()}")
 
 

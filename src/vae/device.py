@@ -33,7 +33,8 @@ class Hardware:
 
     def __str__(self) -> str:
         name = f" ({torch.cuda.get_device_name(self.device)})" if self.device.type == "cuda" else ""
-        threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
+        count = torch.get_num_threads()
+        threads = f", {count} thread{'s' * (count > 1)}" if self.device.type == "cpu" else ""
         mode = "compiled" if self.compile else "eager"
         reason = f" ({self.eager_reason})" if self.eager_reason else ""
         return f"{self.device}{name}{threads}, {self.precision}, {mode}{reason}"

@@ -223,7 +223,7 @@ def test_a_training_whose_server_is_frozen_goes_on_and_is_logged_by_make_sync(tm
         url = server.url.replace("://", f"://user:{SECRET}@")
         environment = {**ENVIRONMENT, "MLFLOW_TRACKING_URI": url, "MLFLOW_HTTP_REQUEST_TIMEOUT": "2"}
         with stage_process("-c", TRAINING, cwd=project, env=environment) as training:
-            lines = [training.stdout.readline() for _ in range(2)]
+            lines = [training.stdout.readline() for _ in range(3)]
             assert lines[-1].startswith("epoch   1/6")
             server.signal(signal.SIGSTOP)
             rest, errors = training.communicate(timeout=240)

@@ -29,7 +29,7 @@ ACTIVE_UNIT_VARIANCE = 0.01  # Burda et al. 2016, section 5.2
 COLLAPSED_SHARE = 0.9
 COLLAPSED_KL = 0.1  # nats per image; the class of a digit takes 2.3
 
-SECONDS_BETWEEN_CHECKPOINTS = 10.0
+SECONDS_BETWEEN_CHECKPOINTS = 10.0  # and between percentages, where there is no terminal for a progress bar
 
 Floats = npt.NDArray[np.float32]
 Part = tuple[Tensor, Tensor, Tensor]  # of a batch: metrics [B, 4], posterior means and log-variances [B, L]
@@ -83,25 +83,26 @@ def summary(images: pd.DataFrame) -> dict[str, float]:
 
 
 def describe(metrics: Mapping[str, float], params: Params) -> str:
-    """The metrics in one line, those of the test set as a whole in a second, and a warning of posterior collapse."""
-    terms = f"reconstruction {metrics['reconstruction']:.2f} + KL {metrics['kl']:.2f}"
-    nll = f", NLL {metrics['nll']:.2f}" if "nll" in metrics else ""
-    samples = f" ({params.evaluate.importance_samples} importance samples)" if nll else ""
+    """The metrics in lines of at most 80 columns, and a warning of posterior collapse."""
+    error = f" ± {metrics['nll_standard_error']:.2f}" if "nll_standard_error" in metrics else ""
     lines = [
-        f"test −ELBO {-metrics['elbo']:.2f} = {terms}{nll} nats per image{samples}, "
-        f"{metrics['active_units']} of {params.model.latent_dim} latent dimensions active"
+        f"test −ELBO {-metrics['elbo']:.2f} = reconstruction {metrics['reconstruction']:.2f} "
+        f"+ KL {metrics['kl']:.2f} nats per image",
+        f"test NLL {metrics['nll']:.2f}{error} ({params.evaluate.importance_samples} importance samples), "
+        f"{metrics['active_units']} of {params.model.latent_dim} latents active",
     ]
     if "mutual_information" in metrics:
-        lines.append(
+        lines += [
             f"mutual information {metrics['mutual_information']:.2f} (at most {math.log(metrics['n_test']):.2f}) nats, "
-            f"linear probe {metrics['linear_probe_accuracy']:.1%}, Fréchet distance of samples "
-            f"{metrics['sample_frechet_distance']:.1f} (training images {metrics['train_frechet_distance']:.1f})"
-        )
+            f"linear probe {metrics['linear_probe_accuracy']:.1%}",
+            f"Fréchet distance of samples {metrics['sample_frechet_distance']:.1f} "
+            f"(training images {metrics['train_frechet_distance']:.1f})",
+        ]
     if has_collapsed(metrics):
-        lines.append(
-            "warning: posterior collapse: the latents hold almost no information on the image; "
-            "lower train.beta, or set train.kl_warmup_epochs or train.free_bits"
-        )
+        lines += [
+            "warning: posterior collapse: the latents hold almost no information;",
+            "lower train.beta, or set train.kl_warmup_epochs or train.free_bits",
+        ]
     return "\n".join(lines)
 
 
@@ -142,14 +143,20 @@ def evaluate(
         parts, done = [state["part"]], state["batches"]
         generator.set_state(state["generator"])
     saved = time.monotonic()
+    if progress:
+        count = params.importance_samples
+        print(f"evaluating {len(targets):,} images with {count} importance sample{'s' * (count > 1)} each")
     bar = tqdm(total=len(batches), initial=done, desc="evaluate", disable=None if progress else True, leave=False)
     with bar:
         for number, batch in enumerate(batches[done:], done + 1):
             parts.append(_evaluate_batch(model, to_float(batch), params, generator))
             bar.update()
-            if checkpoints and time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
-                parts = [_joined(parts)]
-                checkpoints.save(number, {"part": parts[0], "batches": number, "generator": generator.get_state()})
+            if time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
+                if progress and bar.disable:
+                    print(f"evaluated {number / len(batches):.0%}")
+                if checkpoints:
+                    parts = [_joined(parts)]
+                    checkpoints.save(number, {"part": parts[0], "batches": number, "generator": generator.get_state()})
                 saved = time.monotonic()
     columns, mu, logvar = _joined(parts)
     reconstruction, kl, nll, error = columns.numpy().T

@@ -33,6 +33,7 @@ def save_figures(
     The model is on the CPU, `result` is its evaluation on the test images (the columns `elbo` and `kl` suffice), and
     `epochs` is the training history, one row per epoch.
     """
+    print(f"plotting the figures{', with a t-SNE of the latents' if result.mu.shape[1] > 2 else ''}")
     figures = plot_all(model, train, test, result, epochs, params)
     return [save(figure, folder / f"{name}.png", params.render.dpi) for name, figure in figures]
 

@@ -118,7 +118,8 @@ def describe(trial: FrozenTrial, params: Params) -> str:
     )
     outcome = f"{_score_name(params)} {score(trial):.2f}"
     if trial.state is TrialState.PRUNED:
-        outcome += f", pruned after {len(trial.user_attrs['curve'])} epochs"
+        epochs = len(trial.user_attrs["curve"])
+        outcome += f", pruned after {epochs} epoch{'s' * (epochs > 1)}"
     if trial.state is TrialState.FAIL:
         outcome = f"failed: {failure_reason(trial)}"
     seconds = f"{trial.user_attrs['seconds']:.0f} s" if "seconds" in trial.user_attrs else "?"

@@ -53,7 +53,8 @@ def errors_in_one_line(interrupted: str) -> Iterator[None]:
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal in latin-1 has no minus sign
+        # A terminal in latin-1 has no minus sign; a pipe shows a line when it is printed.
+        sys.stdout.reconfigure(errors="replace", line_buffering=True)
     try:
         yield
     except (VAEError, OSError, ModuleNotFoundError, MemoryError, RuntimeError) as error:

@@ -60,7 +60,7 @@ def tracked_training(
     model = VAE.from_params(params.model, params.seed)
     model.initialize_from_data(train.images)
     tracking.connect(experiment)
-    print(f"{dataset['name']}: {len(train):,} to train on, {len(validation):,} to validate; {hardware}", flush=True)
+    print(f"{dataset['name']}: {len(train):,} to train on, {len(validation):,} to validate\n{hardware}", flush=True)
     with ExitStack() as stack:
         saved = _own_checkpoints(checkpoints, stack) if checkpoints else None
         interrupted_run = saved.folder / RUN_ID if saved else None
@@ -151,10 +151,10 @@ def _write_history(path: Path, records: list[Record]) -> None:
 
 
 def describe(record: Record, epochs: int) -> str:
-    """One line on an epoch."""
+    """One line on an epoch: the −ELBO in training, and in validation with its two terms."""
+    speed = f"{record['train/images_per_second']:,.0f} images/s" if record["improved"] else "not better"
     return (
-        f"epoch {record['epoch']:>3.0f}/{epochs}  −ELBO {record['train/neg_elbo']:7.2f}"
-        f"  validation {record['val/neg_elbo']:7.2f} = reconstruction {record['val/reconstruction']:6.2f}"
-        f" + KL {record['val/kl']:5.2f}  {record['train/images_per_second']:,.0f} images/s"
-        + ("" if record["improved"] else "  (not better)")
+        f"epoch {record['epoch']:>3.0f}/{epochs}  −ELBO {record['train/neg_elbo']:6.2f}"
+        f"  val {record['val/neg_elbo']:6.2f} = {record['val/reconstruction']:6.2f} + KL {record['val/kl']:5.2f}"
+        f"  {speed}"
     )
