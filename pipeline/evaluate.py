@@ -60,7 +60,8 @@ def main(params: Params) -> None:
     bounds = {"neg_elbo": -result.images["elbo"], "kl": result.images["kl"], "nll": result.images["nll"]}
     write_arrays(METRICS / "test_nll.npz", **bounds, labels=labels, **protocol)
     write_arrays(METRICS / "latents.npz", mu=result.mu, logvar=result.logvar, labels=labels)
-    print(f"{describe(metrics, params)}\nall metrics: {METRICS / 'evaluate.json'}, by class: per_class.csv beside it")
+    print(describe(metrics, params))
+    print(f"all metrics: {METRICS / 'evaluation.json'}, by class: {METRICS / 'per_class.csv'}")
     with tracking.resume(params, hardware, dataset, sha256(MODEL), read_run_id()) as run:
         run.log_metrics(metrics, prefix="test/")
         run.log_artifact(METRICS / "per_class.csv")

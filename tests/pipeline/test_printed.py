@@ -27,7 +27,7 @@ def test_an_evaluation_names_each_of_its_steps_and_shows_a_percentage_where_ther
     assert lines[:3] == ["evaluating 1,000 images with 8 importance samples each", "evaluated 50%", "evaluated 100%"]
     steps = ["decomposing the KL", "fitting a linear probe", "training a classifier", "test −ELBO", "test NLL"]
     assert [step for line in lines[3:] for step in steps if line.startswith(step)] == steps
-    assert "all metrics: metrics/evaluate.json" in "\n".join(lines)
+    assert "all metrics: metrics/evaluation.json, by class: metrics/per_class.csv" in "\n".join(lines)
 
 
 def test_training_and_figures_say_what_they_do_and_where_the_files_are(printed):

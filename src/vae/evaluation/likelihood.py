@@ -29,7 +29,7 @@ ACTIVE_UNIT_VARIANCE = 0.01  # Burda et al. 2016, section 5.2
 COLLAPSED_SHARE = 0.9
 COLLAPSED_KL = 0.1  # nats per image; the class of a digit takes 2.3
 
-SECONDS_BETWEEN_CHECKPOINTS = 10.0  # and between percentages, where there is no terminal for a progress bar
+SECONDS_BETWEEN_CHECKPOINTS = 15.0  # and between percentages, where there is no terminal for a progress bar
 
 Floats = npt.NDArray[np.float32]
 Part = tuple[Tensor, Tensor, Tensor]  # of a batch: metrics [B, 4], posterior means and log-variances [B, L]
