@@ -135,18 +135,12 @@ def test_gated_linear_units_encode_and_decode_by_their_formula(residual, skip):
 
 
 def test_initialized_from_data_an_untrained_decoder_draws_the_mean_image(model):
-    mean = torch.linspace(0.05, 0.95, 784)
+    mean = torch.linspace(0, 1, 784)
     model.initialize_from_data(mean.expand(3, -1))
     with torch.no_grad():
         for parameter in set(model.parameters()) - {model.output_bias}:
             parameter.zero_()
-    torch.testing.assert_close(model.sample(2), mean.expand(2, -1))
-
-
-def test_pixels_that_are_always_black_get_a_finite_bias():
-    model = VAE(**MLP)
-    model.initialize_from_data(torch.tensor([0, 255], dtype=torch.uint8).repeat(392)[None])
-    assert model.output_bias.isfinite().all()
+    torch.testing.assert_close(model.sample(2), mean.clamp(1e-3, 1 - 1e-3).expand(2, -1))
 
 
 def test_the_same_seed_gives_the_same_weights_and_leaves_the_global_random_state_alone():

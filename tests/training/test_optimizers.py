@@ -138,9 +138,6 @@ def bars(n, seed):
     return Split(images.flatten(1), torch.zeros(n, dtype=torch.int64))
 
 
-CONV_LADDER = {"architecture": "conv", "hidden_dims": (4, 6), "latent_dim": 2, "lower_latent_dim": 1}
-
-
 def trained(network, rate):
     model = VAE.from_params(ModelParams(**network), 0, 64)
     model.initialize_from_data(bars(200, 0).images)
@@ -150,7 +147,12 @@ def trained(network, rate):
 
 
 @pytest.mark.parametrize(
-    "network", [{"hidden_dims": (16, 16), "latent_dim": 2, "prior": "standard"}, CONV_LADDER], ids=str
+    "network",
+    [
+        {"hidden_dims": (16, 16), "latent_dim": 2, "prior": "standard"},
+        {"architecture": "conv", "hidden_dims": (4, 6), "latent_dim": 2, "lower_latent_dim": 1},
+    ],
+    ids=str,
 )
 def test_muon_lowers_the_loss_and_repeats_itself_bit_for_bit(network):
     model, history = trained(network, 0.03)
@@ -158,4 +160,3 @@ def test_muon_lowers_the_loss_and_repeats_itself_bit_for_bit(network):
     assert all(torch.equal(*pair) for pair in zip(model.parameters(), again.parameters(), strict=True))
     _, adam_only = trained(network, 1e-30)
     assert history[-1]["val/neg_elbo"] < adam_only[-1]["val/neg_elbo"] - 1
-    assert history[-1]["train/learning_rate"] == 1e-3
