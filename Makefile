@@ -9,7 +9,7 @@ export DVC_NO_ANALYTICS := 1
 
 # make train EPOCHS=2 LATENT_DIM=8 BETA=4 …; make search TRIALS=60 WORKERS=4 …
 # Only variables on make's command line become flags, not those of the environment; the shell sees them quoted.
-unexport EPOCHS BATCH_SIZE LATENT_DIM BETA LEARNING_RATE TRIALS WORKERS RECIPES QUICK
+unexport FROM EPOCHS BATCH_SIZE LATENT_DIM BETA LEARNING_RATE TRIALS WORKERS RECIPES QUICK
 given = $(if $(filter command,$(origin $(1))),$(value $(1)))
 quoted = '$(subst ','\'',$(1))'
 flag = $(if $(call given,$(2)),--$(1)=$(call quoted,$(call given,$(2))))
@@ -52,8 +52,8 @@ else
 	python pipeline/search/search.py $(SEARCH_FLAGS)
 endif
 
-adopt: $(READY)  ## Write the search's best values into params.yaml
-	@python -m vae.search.adopt
+adopt: $(READY)  ## Write the search's best values into params.yaml; those of another search: FROM=results/search/…
+	@python -m vae.search.adopt $(if $(call given,FROM),$(call quoted,$(call given,FROM)))
 
 dashboard: $(READY)  ## Serve optuna-dashboard of the search on http://127.0.0.1:8080
 	@python -m vae.search.dashboard

@@ -1,16 +1,25 @@
-"""Search hyperparameters: data/raw -> search/{trials.csv,best_params.yaml,*.png}."""
+"""Search hyperparameters: data/raw -> search/{trials.csv,best_params.yaml,*.png}; with flags, results/search/STUDY/."""
 
-from vae.config import Params
+from pathlib import Path
+
+from vae.config import Params, load_params
+from vae.search.report import FOLDER
+from vae.search.study import study_name
 from vae.search.workers import join, search
 from vae.workflow.command_line import RESUMED, run_stage
 from vae.workflow.stages import RAW, read_dataset
 
+OTHER = Path("results/search")  # of searches with flags, by study
 FLAGS = ("search.n_trials", "search.epochs", "search.workers")
 
 
 def main(params: Params, worker: bool) -> None:
     """Run the trials that the study lacks; with `--worker`, as one of several machines."""
-    (join if worker else search)(params, read_dataset(), RAW)
+    dataset = read_dataset()
+    if worker:
+        join(params, dataset, RAW)
+    else:
+        search(params, dataset, RAW, FOLDER if params == load_params() else OTHER / study_name(params, dataset))
 
 
 if __name__ == "__main__":

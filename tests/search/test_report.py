@@ -66,7 +66,7 @@ def test_the_results_are_written_with_the_same_bytes_every_time(here):
     assert list(rows["neg_elbo"][:5]) == [100.0, 99.0, 98.0, 97.0, 130.0]
     assert list(rows["current"]) == [True, *[False] * 5] and rows["reason"][5] == "DivergedError: so"
     assert np.allclose(rows["neg_elbo"][:4], rows["reconstruction"][:4] + rows["kl"][:4])
-    best = YAML(typ="safe").load(report.BEST)
+    best = YAML(typ="safe").load(report.FOLDER / report.BEST)
     assert best["model"] == {"latent_dim": 5, "hidden_dims": [16]}
     assert best["train"] == {"learning_rate": params.train.learning_rate, "max_grad_norm": None}
 

@@ -17,8 +17,7 @@ from vae.search.space import current_values, dotted_names, with_values
 from vae.search.study import failure_reason, finished, score
 
 FOLDER = Path("search")  # outs of the search stage, in the working directory
-TRIALS = FOLDER / "trials.csv"
-BEST = FOLDER / "best_params.yaml"
+BEST = "best_params.yaml"
 SHOWN = 5  # of the best trials, on the terminal
 DPI = 110
 
@@ -55,8 +54,8 @@ def table(trials: Sequence[FrozenTrial], params: Params) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def write(study: optuna.Study, params: Params) -> list[Path]:
-    """Write `search/`: trials.csv, best_params.yaml and the plots; returns their paths.
+def write(study: optuna.Study, params: Params, folder: Path = FOLDER) -> list[Path]:
+    """Write trials.csv, best_params.yaml and the plots to `folder`; returns their paths.
 
     Raises SearchError where no trial is complete.
     """
@@ -67,14 +66,15 @@ def write(study: optuna.Study, params: Params) -> list[Path]:
     best = best_trial(trials)
     if best is None:
         raise SearchError(f"none of the {len(trials)} trials is complete, so there are no results to write")
-    write_atomically(TRIALS, table(trials, params).to_csv(index=False))
-    write_atomically(BEST, _best_params(best, len(trials), params, study.study_name))
+    tables = [folder / "trials.csv", folder / BEST]
+    write_atomically(tables[0], table(trials, params).to_csv(index=False))
+    write_atomically(tables[1], _best_params(best, trials, params, study.study_name))
     figures = plot_study(study, _score_name(params))
-    return [TRIALS, BEST, *(save(figure, FOLDER / f"{name}.png", DPI) for name, figure in figures.items())]
+    return [*tables, *(save(figure, folder / f"{name}.png", DPI) for name, figure in figures.items())]
 
 
-def _best_params(best: FrozenTrial, trials: int, params: Params, study: str) -> str:
-    """The best values in the shape of params.yaml."""
+def _best_params(best: FrozenTrial, trials: Sequence[FrozenTrial], params: Params, study: str) -> str:
+    """The best values in the shape of params.yaml, below what is known of them."""
     chosen = with_values(params, best.params).flat()
     sections: dict[str, dict[str, Any]] = {}
     for name, dotted in dotted_names(params).items():
@@ -83,11 +83,22 @@ def _best_params(best: FrozenTrial, trials: int, params: Params, study: str) -> 
         section[name] = list(value) if isinstance(value, tuple) else value
     buffer = io.StringIO()
     YAML().dump(sections, buffer)
-    return (
-        f"# Trial {best.number}, the best of {trials} (study {study}): validation {_score_name(params)} "
-        f"{score(best):.2f} nats per image\n# after {params.search.epochs} epochs. "
-        f"`make adopt` writes these values into params.yaml.\n{buffer.getvalue()}"
-    )
+    found = f"Trial {best.number}, the best of {len(trials)} (study {study}): validation {_score_name(params)}"
+    lines = [f"{found} {score(best):.2f} nats per image", *_standing(trials, params)]
+    return "".join(f"# {line}\n" for line in lines) + buffer.getvalue()
+
+
+def _standing(trials: Sequence[FrozenTrial], params: Params) -> list[str]:
+    """How the best trial compares with params.yaml, and how far that can be trusted."""
+    best, current = best_trial(trials), _current_trial(trials, params)
+    trained = f"with one seed for {params.search.epochs} epochs (train.epochs is {params.train.epochs})"
+    lines = [f"warning: trained {trained}: 0.2 nats may be noise, and whole trainings may differ"]
+    if best and current and best.number == current.number:
+        return [f"no trial beats the values of params.yaml (trial {current.number})"]
+    if best and current:
+        gain = f"(trial {current.number}, {score(current):.2f}) by {score(current) - score(best):.2f} nats per image"
+        lines.insert(0, f"trial {best.number} beats the values of params.yaml {gain}")
+    return lines
 
 
 def _score_name(params: Params) -> str:
@@ -126,25 +137,20 @@ def describe(trial: FrozenTrial, params: Params) -> str:
     return f"trial {trial.number}: {outcome} ({values}; {seconds})"
 
 
-def closing_table(study: optuna.Study, params: Params) -> str:
+def closing_table(study: optuna.Study, params: Params, folder: Path = FOLDER) -> str:
     """The best trials, the comparison with params.yaml, and the time it took, for the terminal."""
     trials = finished(study)
     complete = sorted((trial for trial in trials if trial.state is TrialState.COMPLETE), key=score)
     columns = ["trial", "neg_elbo", "reconstruction", "kl", *params.search.space, "best_epoch", "seconds"]
     top = table(complete[:SHOWN], params)[columns]
-    lines = [top.to_string(index=False, float_format=lambda value: f"{value:.4g}")]
-    if current := _current_trial(trials, params):
-        best, gain = complete[0], score(current) - score(complete[0])
-        lines.append(
-            f"trial {best.number} beats the values of params.yaml (trial {current.number}, {score(current):.2f}) "
-            f"by {gain:.2f} nats per image"
-            if best.number != current.number
-            else f"no trial beats the values of params.yaml (trial {current.number})"
-        )
     rows = table(trials, params)
     states = rows["state"].value_counts()
-    lines.append(
+    adopt = "make adopt" if folder == FOLDER else f"make adopt FROM={folder}"
+    lines = [
+        top.to_string(index=False, float_format=lambda value: f"{value:.4g}"),
+        *_standing(trials, params),
         f"{len(rows)} trials, {states.get('PRUNED', 0)} pruned, {states.get('FAIL', 0)} failed; "
-        f"{rows['seconds'].sum() / 3600:.2f} hours of training. `make adopt` writes the best values into params.yaml."
-    )
+        f"{rows['seconds'].sum() / 3600:.2f} hours of training; results in {folder}/",
+        f"`{adopt}` writes the best values into params.yaml",
+    ]
     return "\n".join(lines)

@@ -71,8 +71,8 @@ def plan(params: Params, missing: int) -> Plan:
     return Plan(count, max(1, threads // count), devices)
 
 
-def search(params: Params, dataset: Mapping[str, Any], folder: Path) -> None:
-    """Bring the study of `params` to `search.n_trials` trials, and write its results to `search/`.
+def search(params: Params, dataset: Mapping[str, Any], folder: Path, results: Path) -> None:
+    """Bring the study of `params` to `search.n_trials` trials, and write its results to the folder `results`.
 
     Trials of an earlier call are kept; those that were interrupted are run again. `folder` holds the images, `dataset`
     is their record. Raises SearchError if the storage fails, all workers die or trial after trial fails.
@@ -88,10 +88,10 @@ def search(params: Params, dataset: Mapping[str, Any], folder: Path) -> None:
                 study.set_user_attr(MLFLOW_RUN, run.id)
             if done < params.search.n_trials:
                 _run_trials(study, storage, params, dataset, folder)
-            written = report.write(study, params)
+            written = report.write(study, params, results)
             tracking.log_search(run, report.summary(study, params), written)
         tracking.sync()
-        print(report.closing_table(study, params))
+        print(report.closing_table(study, params, results))
 
 
 def join(params: Params, dataset: Mapping[str, Any], folder: Path) -> None:
