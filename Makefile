@@ -18,6 +18,16 @@ TRAIN_FLAGS = $(call flag,epochs,EPOCHS) $(call flag,batch_size,BATCH_SIZE) $(ca
 PUBLISHED_FLAGS = $(foreach recipe,$(call given,RECIPES),$(call quoted,$(recipe))) $(call flag,epochs,EPOCHS)
 SEARCH_FLAGS = $(call flag,n_trials,TRIALS) $(call flag,epochs,EPOCHS) $(call flag,workers,WORKERS)
 
+# The variables that each target takes. Others on the command line are refused, or a mistyped one would start everything.
+names_train := EPOCHS BATCH_SIZE LATENT_DIM BETA LEARNING_RATE
+names_search := TRIALS EPOCHS WORKERS
+names_adopt := FROM
+names_examples := QUICK
+names_published := RECIPES EPOCHS
+names := $(foreach goal,$(MAKECMDGOALS),$(names_$(goal))) PYTHON
+unknown := $(filter-out $(names),$(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
+$(if $(unknown),$(error $(strip make $(MAKECMDGOALS)) has no $(unknown:%=%=): there are $(names:%=%=)))
+
 .PHONY: help setup repro compare train search adopt dashboard examples theory ui sync test test-slow torture lint audit format bench published speedrun load clean
 .DEFAULT_GOAL := help
 

@@ -49,5 +49,21 @@ def test_variables_of_the_command_line_become_flags_and_those_of_the_environment
     assert make("examples", "QUICK=1")[-1] == "--quick"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "refused", "names"),
+    [
+        (["search", "TRIAL=6"], "TRIAL=", "TRIALS= EPOCHS= WORKERS= PYTHON="),
+        (["train", "EPOCH=2", "BETA=4"], "EPOCH=", "EPOCHS= BATCH_SIZE= LATENT_DIM= BETA= LEARNING_RATE= PYTHON="),
+        (["repro", "EPOCHS=2"], "EPOCHS=", "PYTHON="),  # of another target
+    ],
+)
+def test_a_variable_that_the_target_does_not_take_is_refused_with_those_that_it_takes(make, arguments, refused, names):
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        make(*arguments)
+    (line,) = failed.value.stderr.decode().splitlines()
+    assert f"make {arguments[0]} has no {refused}: there are {names}." in line
+    assert not (make.root / "arguments").exists()
+
+
 def test_the_pipeline_is_started_after_a_check_of_params_yaml(make):
     assert make("repro") == ["-m", "vae.config", "-m", "dvc", "repro"]
