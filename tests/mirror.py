@@ -2,39 +2,36 @@
 
 import base64
 import threading
-from collections.abc import Callable, Mapping
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-Answer = Callable[["Handler", bytes | None], None]
 
-
-def good(handler: "Handler", body: bytes | None) -> None:
+def good(handler, body):
     if body is None:
         handler.send_error(404)
     else:
         reply(handler, body)
 
 
-def status(code: int) -> Answer:
+def status(code):
     return lambda handler, body: handler.send_error(code)
 
 
-def serves(other: bytes, headers: Mapping[str, str] | None = None) -> Answer:
+def serves(other, headers=None):
     return lambda handler, body: reply(handler, other, headers)
 
 
-def half(handler: "Handler", body: bytes | None) -> None:
+def half(handler, body):
     send_headers(handler, {"Content-Length": str(len(body))})
     handler.wfile.write(body[: len(body) // 2])
 
 
-def stalls(handler: "Handler", body: bytes | None) -> None:
+def stalls(handler, body):
     half(handler, body)
     handler.wait()
 
 
-def trickles(handler: "Handler", body: bytes | None) -> None:
+def trickles(handler, body):
     send_headers(handler, {"Content-Length": str(len(body))})
     for byte in body:
         handler.wfile.write(bytes([byte]))
@@ -42,20 +39,20 @@ def trickles(handler: "Handler", body: bytes | None) -> None:
             break
 
 
-def hangs_up(handler: "Handler", body: bytes | None) -> None:
+def hangs_up(handler, body):
     pass
 
 
-def never_answers(handler: "Handler", body: bytes | None) -> None:
+def never_answers(handler, body):
     handler.wait()
 
 
-def reply(handler: "Handler", body: bytes, headers: Mapping[str, str] | None = None) -> None:
+def reply(handler, body, headers=None):
     send_headers(handler, {"Content-Length": str(len(body)), **(headers or {})})
     handler.wfile.write(body)
 
 
-def send_headers(handler: "Handler", headers: Mapping[str, str]) -> None:
+def send_headers(handler, headers):
     handler.send_response(200)
     for name, value in headers.items():
         handler.send_header(name, value)
@@ -64,9 +61,7 @@ def send_headers(handler: "Handler", headers: Mapping[str, str]) -> None:
 
 
 class Handler(BaseHTTPRequestHandler):
-    server: "Mirror"
-
-    def do_GET(self) -> None:
+    def do_GET(self):
         name = self.path.rsplit("/", 1)[-1]
         with self.server.lock:
             self.server.requests.append(name)
@@ -77,10 +72,10 @@ class Handler(BaseHTTPRequestHandler):
         with suppress(ConnectionError):  # the client has given up
             answer(self, self.server.files.get(name))
 
-    def wait(self) -> None:
+    def wait(self):
         self.server.closing.wait()
 
-    def log_message(self, *args: object) -> None:
+    def log_message(self, *args):
         pass
 
 
@@ -93,27 +88,21 @@ class Mirror(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(
-        self,
-        files: Mapping[str, bytes],
-        otherwise: Answer = good,
-        answers: Mapping[str, list[Answer]] | None = None,
-        password: str | None = None,
-    ):
+    def __init__(self, files, otherwise=good, answers=None, password=None):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files, self.otherwise = files, otherwise
         self.answers = {name: list(turns) for name, turns in (answers or {}).items()}
         self.authorization = password and f"Basic {base64.b64encode(password.encode()).decode()}"
-        self.requests: list[str] = []
+        self.requests = []
         self.lock, self.closing = threading.Lock(), threading.Event()
         self.url = f"http://127.0.0.1:{self.server_port}/mnist/"
         self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
 
-    def __enter__(self) -> "Mirror":
+    def __enter__(self):
         self._thread.start()
         return self
 
-    def __exit__(self, *args: object) -> None:
+    def __exit__(self, *args):
         self.closing.set()
         self.shutdown()
         self._thread.join()

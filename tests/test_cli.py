@@ -71,18 +71,10 @@ def test_there_are_no_other_flags_than_those_of_the_parameters_and_two_folders()
     assert cli.parse(["--output-dir=a", "--data_dir", "b"])[1:] == (Path("a"), Path("b"))
 
 
-@pytest.mark.parametrize(
-    "name, allowed",
-    [
-        ("train.max_grad_norm", "a number > 0 or null"),
-        ("train.compile", "true or false or auto"),
-        ("train.lr_schedule", "constant, step, cosine, one_cycle"),
-        ("model.hidden_dims", "each an integer ≥ 1"),
-        ("data.validation_size", "an integer ≥ 1 or a number > 0 and < 1"),
-    ],
-)
-def test_the_help_states_the_allowed_values(name, allowed):
-    assert f"{allowed}; default: " in ACTIONS[name].help
+def test_the_help_states_the_allowed_values():
+    assert "[a number > 0 or null; default: " in ACTIONS["train.max_grad_norm"].help
+    assert "[constant, step, cosine, one_cycle; default: " in ACTIONS["train.lr_schedule"].help
+    assert "[each an integer ≥ 1; default: " in ACTIONS["model.hidden_dims"].help
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,6 @@ def test_an_idx_file_is_written_and_parsed(array):
     [
         (b"", "not an IDX file"),
         (b"<!DOCTYPE html><html>", "starts with b'<!DOCTYPE ht'"),
-        (b"\x00\x00\x0d\x01" + bytes(8), "not an IDX file"),
         (header(2, 28, 28)[:6], "damaged"),
         (header(2, 28, 28) + bytes(2 * 784 - 1), "truncated or damaged: 1,583 bytes"),
         (header(2, 28, 28) + bytes(2 * 784 + 1), "truncated or damaged: 1,585 bytes"),
@@ -71,14 +70,6 @@ def test_a_damaged_idx_file_is_refused_by_name(content, problem):
         parse_idx(content, "here")
     assert problem in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
-
-
-def test_gzipped_depends_only_on_the_content(monkeypatch):
-    content = random_images(20).tobytes()
-    earlier = gzipped(content)
-    monkeypatch.setattr("time.time", lambda: 2e9)
-    assert gzipped(content) == earlier
-    assert gzip.compress(content)[4:8] != earlier[4:8] == bytes(4)
 
 
 def test_a_truncated_gzip_file_and_one_with_a_flipped_bit_are_refused():
@@ -138,20 +129,16 @@ def test_load_refuses_images_and_labels_that_do_not_match(tmp_path, replaced):
 
 
 @pytest.mark.parametrize("size, per_class", [(30, [18, 9, 3]), (0.2, [36, 18, 6])])
-def test_the_validation_split_is_disjoint_complete_and_stratified(labelled, size, per_class):
+def test_the_validation_split_is_disjoint_complete_stratified_and_fixed(labelled, size, per_class):
     training, validation = split_validation(labelled, size)
     numbers = torch.cat([numbers_of(training), numbers_of(validation)])
     assert torch.equal(numbers.sort().values, torch.arange(300))
     assert validation.labels.bincount().tolist() == per_class
     for split in (training, validation):
         assert torch.equal(split.labels, labelled.labels[numbers_of(split)])
-
-
-def test_the_validation_split_does_not_depend_on_the_global_random_state(labelled):
-    first = split_validation(labelled, 30)[1]
     torch.manual_seed(1)
     np.random.seed(1)
-    assert torch.equal(split_validation(labelled, 30)[1].images, first.images)
+    assert torch.equal(split_validation(labelled, size)[1].images, validation.images)
 
 
 @pytest.mark.parametrize("size", [301, 299, 1e-6])

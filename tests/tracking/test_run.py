@@ -2,14 +2,11 @@
 
 import shutil
 import signal
-import subprocess
-import sys
 
 import pytest
 from filelock import FileLock
 
 import vae.tracking.run as run_module
-from support import ENVIRONMENT
 from vae import tracking
 from vae.config import Params
 from vae.errors import TrackingError
@@ -275,25 +272,3 @@ def test_a_stage_whose_store_fails_keeps_its_metrics_for_the_run_of_its_model(lo
     lock(False)
     assert tracking.sync() == []
     assert client().get_run(run.id).data.metrics == {"test/nll": 80.5}
-
-
-@pytest.mark.slow
-def test_a_process_that_is_killed_leaves_what_it_could_not_log(store):
-    program = (
-        "import os\n"
-        "from vae import tracking\n"
-        "tracking.connect()\n"
-        "with tracking.open_run('killed') as run:\n"
-        "    run.log_metrics({'loss': 1.0}, step=1)\n"
-        "    os.rename('mlruns/mlflow.db', 'aside.db'); os.mkdir('mlruns/mlflow.db')\n"
-        "    tracking.mlflow.tracking._tracking_service.utils._get_store().engine.dispose()\n"
-        "    run.log_metrics({'loss': 2.0}, step=2)\n"
-        "    print(run.id, flush=True)\n"
-        "    os.kill(os.getpid(), 9)\n"
-    )
-    killed = subprocess.run([sys.executable, "-c", program], cwd=store, env=ENVIRONMENT, text=True, capture_output=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    (store / "mlruns" / "mlflow.db").rmdir()
-    (store / "aside.db").rename(store / "mlruns" / "mlflow.db")
-    assert tracking.sync() == []
-    assert curve(killed.stdout.strip()) == [(1, 1.0), (2, 2.0)]
