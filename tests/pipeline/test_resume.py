@@ -1,4 +1,4 @@
-"""A training killed at any moment and started again ends as if it had never been killed: `make torture` for longer."""
+"""A training killed at any moment and started again ends as if it had not been killed. (`make torture` kills more.)"""
 
 import json
 import os
@@ -92,27 +92,25 @@ def launcher(project):
 
 
 def outputs(project):
-    return {path: (project / path).read_bytes() for path in ("models/vae.safetensors", *METRICS)}
+    paths = ("models/vae.safetensors", "metrics/history.csv", "metrics/train.json")
+    return {path: (project / path).read_bytes() for path in paths}
 
 
-METRICS = ("metrics/history.csv", "metrics/train.json")
-
-
-def the_run(project):
-    """The training's run in the store: status, epochs in their order, files."""
+def assert_one_whole_run(project, epochs):
+    """The training's run in the store is finished, with each epoch once and all files; no checkpoints are left."""
     client = mlflow.MlflowClient(project.store)
     run_id = json.loads((project / "models/run.json").read_text())["run_id"]
-    steps = [point.step for point in client.get_metric_history(run_id, "val/neg_elbo")]
-    return client.get_run(run_id).info.status, steps, {file.path for file in client.list_artifacts(run_id)}
-
-
-def whole_run(epochs=EPOCHS):
-    return "FINISHED", list(range(1, epochs + 1)), {"vae.safetensors", "history.csv"}
+    assert client.get_run(run_id).info.status == "FINISHED"
+    points = client.get_metric_history(run_id, "val/neg_elbo")
+    assert [point.step for point in points] == list(range(1, epochs + 1))
+    assert {file.path for file in client.list_artifacts(run_id)} == {"vae.safetensors", "history.csv"}
+    assert not list((project / ".ckpt/train").iterdir())
+    return run_id
 
 
 @pytest.mark.slow
 def test_a_training_killed_at_any_moment_ends_as_if_it_had_not_been(project):
-    """Also in the middle of a write: at the n-th flush of a file or folder, of a checkpoint, weights or the history."""
+    # Half of the kills are in the middle of a write: at the n-th flush of a file or folder.
     project.set(TRAINED)
     moments = random.Random(0)
     signals = [signal.SIGTERM, signal.SIGINT, signal.SIGKILL, signal.SIGKILL]
@@ -142,15 +140,13 @@ def test_a_training_killed_at_any_moment_ends_as_if_it_had_not_been(project):
             trainings += 1
             assert status == 0, log.read_text()
             assert outputs(project) == expected
-            assert the_run(project) == whole_run()
-            assert not list((project / ".ckpt/train").iterdir())
+            assert_one_whole_run(project, EPOCHS)
         assert "Traceback" not in log.read_text()
     print(f"killed {killed} times, in {trainings} trainings of {seconds:.1f} s")
 
 
 def test_checkpoints_belong_to_the_params_data_and_code_that_dvc_lists(project, monkeypatch):
     monkeypatch.chdir(project.root)
-    monkeypatch.delenv("DVC_ROOT", raising=False)
     params, cpu = load_params(project / "params.yaml"), Hardware(torch.device("cpu"), "fp32", compile=False)
 
     def folder(hardware=cpu, **values):
@@ -160,13 +156,8 @@ def test_checkpoints_belong_to_the_params_data_and_code_that_dvc_lists(project, 
     ours = folder()
     assert ours.parent == project.root / ".ckpt/train"
     assert folder(evaluate__importance_samples=9, render__dpi=50, search__n_trials=7) == ours
-    others = [
-        folder(train__beta=2.0),
-        folder(seed=1),
-        folder(model__latent_dim=3),
-        folder(data__validation_size=400),
-        folder(Hardware(torch.device("cpu"), "bf16", compile=False)),
-    ]
+    others = [folder(train__beta=2.0), folder(seed=1), folder(model__latent_dim=3), folder(data__validation_size=400)]
+    others.append(folder(Hardware(torch.device("cpu"), "bf16", compile=False)))
     for file in ("src/vae/tracking/store.py", "src/vae/plots/report.py"):
         (project / file).write_text("# not listed in dvc.yaml for this stage")
     assert folder() == ours
@@ -190,9 +181,7 @@ def test_dvc_repro_resumes_a_killed_training_in_the_same_run(project):
     printed = project.dvc("repro", "train")
     assert "epoch   2/40" not in printed
     assert "epoch  40/40" in printed
-    assert json.loads((project / "models/run.json").read_text())["run_id"] == run_id
-    assert the_run(project) == whole_run(40)
-    assert not list((project / ".ckpt/train").iterdir())
+    assert assert_one_whole_run(project, 40) == run_id
 
 
 @pytest.mark.slow
@@ -204,7 +193,7 @@ def test_ctrl_c_says_how_to_resume_and_a_second_process_leaves_the_checkpoints_a
     second.kill()
     assert "can't be resumed" in second.communicate()[1]
     first.send_signal(signal.SIGINT)
-    _, errors = first.communicate(timeout=60)
+    _, errors = first.communicate(timeout=180)
     assert first.returncode == 130
     assert errors == "interrupted: the same command resumes it\n"
     (run,) = [run for run in runs_of(project) if run.info.status == "KILLED"]
