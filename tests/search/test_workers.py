@@ -1,18 +1,16 @@
-"""The search as processes: really started, stopped and killed; the next call resumes it with an exact total."""
+"""The search as processes that are stopped and killed: the next call resumes it, and the total is exact."""
 
 import os
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import Mock
 
 import optuna
 import pandas as pd
@@ -25,6 +23,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from ruamel.yaml import YAML
 
+from mlflow_server import free_port
 from search_support import DATASET, small
 from support import ENVIRONMENT
 from vae.errors import SearchError
@@ -34,8 +33,9 @@ from vae.search.study import DEAD_SECONDS, counted
 from vae.tracking.store import SEARCH_EXPERIMENT, mlflow
 
 JOURNAL = "search/study.journal"
-ENDED = 10  # seconds after which a search that was told to stop has ended, with its workers
-PATIENCE = 180
+STOPPED = 10  # seconds within which Ctrl-C stops the workers
+PATIENCE = 600  # seconds; trials take about one, on a fast machine
+ENDLESS = "--n_trials=1000"
 SEARCH = [sys.executable, "pipeline/search/search.py"]
 
 
@@ -46,21 +46,33 @@ def tiny(project):
     return project
 
 
-def start(project, *flags, **environment):
-    return subprocess.Popen(
-        [*SEARCH, *flags],
-        cwd=project.root,
-        env=ENVIRONMENT | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,  # like a terminal's foreground: Ctrl-C goes to the whole group
-    )
+class Search(subprocess.Popen):
+    """A running search. It leads a group of processes, as in a terminal, where Ctrl-C goes to the whole group."""
 
+    def __init__(self, project, *flags, **environment):
+        self.output = tempfile.TemporaryFile()  # noqa: SIM115
+        pipes = {"stdout": self.output, "stderr": subprocess.STDOUT}
+        env = ENVIRONMENT | environment
+        super().__init__([*SEARCH, *flags], cwd=project.root, env=env, start_new_session=True, **pipes)
 
-def outcome(process):
-    out, _ = process.communicate(timeout=PATIENCE)
-    return process.returncode, out
+    def printed(self):
+        return os.pread(self.output.fileno(), 2**20, 0).decode()  # leaves the position to the process
+
+    def workers(self):
+        """The worker processes, without multiprocessing's resource tracker."""
+        return [child for child in psutil.Process(self.pid).children() if "spawn_main" in command_of(child)]
+
+    def succeeds(self):
+        assert self.wait(PATIENCE) == 0, self.printed()
+        assert "Traceback" not in self.printed()
+        return self.printed()
+
+    def fails_with(self, error):
+        """One line on the error, among those on trials and workers."""
+        assert self.wait(PATIENCE) == 1, self.printed()
+        assert "Traceback" not in self.printed()
+        (line,) = [line for line in self.printed().splitlines() if line.startswith("error: ")]
+        assert error in line
 
 
 def trials_of(project, url=None):
@@ -79,10 +91,7 @@ def trials_of(project, url=None):
 
 
 def opened(url):
-    """The storage once the search has created its study: opening it earlier would create the tables' versions twice.
-
-    It leaves no connection open: a server allows a hundred.
-    """
+    """The storage, without creating its tables, and without keeping a connection open: a server allows a hundred."""
     with sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool).connect() as connection:
         assert connection.scalar(sqlalchemy.text("SELECT count(*) FROM studies"))
     return RDBStorage(url, engine_kwargs={"poolclass": sqlalchemy.NullPool}, skip_table_creation=True)
@@ -107,11 +116,6 @@ def wait_for(condition, what, seconds=PATIENCE):
     while not condition():
         assert time.monotonic() < deadline, f"no {what} after {seconds} s"
         time.sleep(0.1)
-
-
-def workers_of(search):
-    """The search's worker processes, without multiprocessing's resource tracker."""
-    return [child for child in psutil.Process(search.pid).children() if "spawn_main" in command_of(child)]
 
 
 def command_of(process):
@@ -142,57 +146,45 @@ def runs_of_the_trials(project):
 
 @pytest.mark.parametrize(
     ("asked", "threads", "memory", "missing", "count", "each"),
-    [
-        ("auto", 8, 64, 40, 8, 1),
-        ("auto", 8, 64, 3, 3, 2),
-        ("auto", 64, 8, 40, 5, 12),
-        (2, 8, 64, 40, 2, 4),
-        (4, 2, 64, 40, 4, 1),
-    ],
+    [("auto", 8, 64, 3, 3, 2), ("auto", 64, 8, 40, 5, 12), (2, 8, 64, 40, 2, 4), (4, 2, 64, 40, 4, 1)],
 )
 def test_threads_and_memory_are_divided_among_workers(monkeypatch, asked, threads, memory, missing, count, each):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": memory * 2**30}))
+    monkeypatch.setattr("psutil.virtual_memory", lambda: Mock(available=memory * 2**30))
     plan = workers.plan(small(workers=asked), missing)
     assert (plan.workers, plan.threads, list(plan.devices)) == (count, each, ["cpu"])
 
 
-def test_a_worker_can_only_join_a_shared_search(monkeypatch):
-    monkeypatch.delenv("OPTUNA_STORAGE", raising=False)
+def test_a_worker_can_only_join_a_shared_search():
     with pytest.raises(SearchError, match="set OPTUNA_STORAGE"):
         workers.join(small(), DATASET, "data/raw")
 
 
 @pytest.mark.slow
-def test_the_stage_writes_its_outputs_and_survives_a_killed_worker_and_a_killed_search(tiny):
-    # A worker and then the search itself are killed: no worker outlives the search.
-    tiny.set({"search.epochs": 3})
-    search = start(tiny)
+def test_the_stage_resumes_a_search_after_a_killed_worker_and_kill_9_and_writes_its_outputs(tiny):
+    search = Search(tiny, ENDLESS)
     wait_for(lambda: finished(tiny), "finished trial")
-    victim, survivor = workers_of(search)
+    victim, survivor = search.workers()
     victim.kill()
-    wait_for(lambda: none_left([victim]), "end of the worker")
-    time.sleep(1)
+    wait_for(lambda: "warning: a worker was killed by SIGKILL; 1 left" in search.printed(), "warning")
     search.kill()
-    _, printed = outcome(search)
-    assert "warning: a worker was killed by SIGKILL; 1 left" in printed
-    wait_for(lambda: none_left([survivor]), "end of the workers", ENDED)
+    wait_for(lambda: none_left([victim, survivor]), "end of the workers")
     kept = finished(tiny)
+    total = len(kept) + 2
 
-    # The stage resumes: what was done is kept, what was interrupted is run again.
+    tiny.set({"search.n_trials": total})
     printed = tiny.dvc("repro", "pipeline/search/dvc.yaml")
-    assert f"{len(kept)} of 3 trials done" in printed
+    assert f"{len(kept)} of {total} trials done" in printed
     trials = trials_of(tiny)
-    assert_exact(trials, 3)
+    assert_exact(trials, total)
     assert [trial for trial in trials if trial.number in {each.number for each in kept}] == kept
     stage = YAML(typ="safe").load(tiny / "pipeline/search/dvc.yaml")["stages"]["search"]
     for entry in stage["outs"] + stage["plots"]:
         assert (tiny / next(iter(entry))).exists(), entry
-    assert len(pd.read_csv(tiny / "search/trials.csv")) == 3
+    assert len(pd.read_csv(tiny / "search/trials.csv")) == total
     client, parent, children = runs_of_the_trials(tiny)
-    assert sum(run.data.tags.get("state") == "COMPLETE" for run in children) == 3
+    assert sum(run.data.tags.get("state") == "COMPLETE" for run in children) == total
     assert {run.info.status for run in children} <= {"FINISHED", "KILLED"}
-    assert {run.data.tags["trial"] for run in children} <= {str(trial.number) for trial in trials}
     best = YAML(typ="safe").load(tiny / "search/best_params.yaml")
     assert float(parent.data.tags["best/beta"]) == best["train"]["beta"]
     artifacts = {entry.path for entry in client.list_artifacts(parent.info.run_id)}
@@ -221,16 +213,15 @@ def test_dvc_and_git_leave_the_journal_of_an_interrupted_search_alone(tiny):
 def test_experiments_beside_a_running_search_and_searches_in_experiments_share_one_exact_study(tiny):
     tiny.set({"search.epochs": 4})
     tiny.run("git", "commit", "--quiet", "--all", "--message=Search")
-    search = start(tiny, "--n_trials=1000")
+    search = Search(tiny, ENDLESS)
     wait_for(lambda: finished(tiny), "finished trial")
     for flags in (["-S", "train.beta=3"], ["--temp", "-S", "train.beta=4"], ["--queue", "-S", "train.beta=5"]):
         tiny.dvc("exp", "run", *flags)
-        assert search.poll() is None
     tiny.dvc("exp", "run", "--run-all")
     tiny.dvc("checkout", "--force")
+    assert search.poll() is None, search.printed()
     search.kill()
-    outcome(search)
-    wait_for(lambda: finished(tiny), "journal")
+    search.wait()
     tiny.run("git", "checkout", "--", ".")
     # In a temporary copy of the project, the search resumes the project's own study.
     total = len(finished(tiny)) + 2
@@ -240,75 +231,52 @@ def test_experiments_beside_a_running_search_and_searches_in_experiments_share_o
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_the_search_at_once_and_queues_its_trials_again(tiny):
-    flags = ("--n_trials=8", "--epochs=6")
-    search = start(tiny, *flags)
+def test_ctrl_c_stops_the_workers_at_once_and_queues_their_trials_again(tiny):
+    search = Search(tiny, ENDLESS, "--epochs=6")
     wait_for(lambda: finished(tiny), "finished trial")
-    time.sleep(random.Random(0).random())
-    family = workers_of(search)
-    interrupted = time.monotonic()
+    family = search.workers()
     os.killpg(search.pid, signal.SIGINT)
-    code, printed = outcome(search)
-    assert time.monotonic() - interrupted < ENDED
-    assert code == 130 and "of 8 trials are done; the same command resumes the search" in printed, printed
-    assert "Traceback" not in printed and "semaphore" not in printed
-    assert none_left(family)
+    wait_for(lambda: none_left(family), "end of the workers", STOPPED)
+    assert search.wait(PATIENCE) == 130
+    assert "of 1000 trials are done; the same command resumes the search" in search.printed()
+    assert "Traceback" not in search.printed() and "semaphore" not in search.printed()
     assert not [trial for trial in trials_of(tiny) if trial.state is TrialState.RUNNING]
-    code, printed = outcome(start(tiny, *flags, "--workers=1"))
-    assert code == 0, printed
-    assert_exact(trials_of(tiny), 8)
+    total = len(finished(tiny)) + 3
+    Search(tiny, f"--n_trials={total}", "--epochs=6").succeeds()
+    assert_exact(trials_of(tiny), total)
 
 
 @pytest.mark.slow
 def test_a_worker_that_is_stopped_for_a_minute_drops_its_trial_and_goes_on(tiny):
-    search = start(tiny, "--n_trials=6", "--epochs=8")
+    search = Search(tiny, "--n_trials=6", "--epochs=8")
     wait_for(lambda: finished(tiny), "finished trial")
-    stopped, _ = workers_of(search)
+    stopped, _ = search.workers()
     stopped.suspend()
     time.sleep(3 * DEAD_SECONDS)
     stopped.resume()
-    code, printed = outcome(search)
-    assert code == 0 and "Traceback" not in printed, printed
+    search.succeeds()
     assert_exact(trials_of(tiny), 6)
 
 
 @pytest.mark.slow
 def test_a_truncated_journal_ends_the_search_in_one_line_and_the_next_one_is_exact(tiny):
-    search = start(tiny, "--n_trials=20")
+    search = Search(tiny, ENDLESS)
     wait_for(lambda: len(finished(tiny)) > 1, "finished trials")
     os.truncate(tiny / JOURNAL, (tiny / JOURNAL).stat().st_size // 2)
-    code, printed = outcome(search)
-    assert code == 1 and "Traceback" not in printed, printed
-    (error,) = [line for line in printed.splitlines() if line.startswith("error: ")]
-    assert "was truncated while a search was running" in error
-    code, printed = outcome(start(tiny, "--n_trials=4"))
-    assert code == 0, printed
-    assert_exact(trials_of(tiny), 4)
+    search.fails_with("was truncated while a search was running")
+    total = len(finished(tiny)) + 3
+    Search(tiny, f"--n_trials={total}").succeeds()
+    assert_exact(trials_of(tiny), total)
 
 
 @pytest.mark.slow
 def test_of_two_searches_in_one_project_the_second_waits(tiny):
     shutil.rmtree(tiny / "mlruns")
-    searches = [start(tiny, "--n_trials=3", "--workers=1") for _ in range(2)]
-    outcomes = [outcome(search) for search in searches]
-    assert [code for code, _ in outcomes] == [0, 0], outcomes
-    assert sum("another search is running" in printed for _, printed in outcomes) == 1
+    searches = [Search(tiny, "--n_trials=3", "--workers=1") for _ in range(2)]
+    printed = [search.succeeds() for search in searches]
+    assert sum("another search is running" in text for text in printed) == 1
     assert_exact(trials_of(tiny), 3)
     assert len(runs_of_the_trials(tiny)[2]) == 3
-
-
-@pytest.mark.slow
-def test_bad_storage_ends_in_one_line_and_nothing_is_lost(tiny):
-    (tiny / JOURNAL).parent.mkdir()
-    (tiny / JOURNAL).write_bytes(b"[]\n")
-    for url, error in (
-        ("postgresql://a:secret@127.0.0.1:1/c", "OPTUNA_STORAGE postgres"),
-        ("", f"{tiny / JOURNAL} is"),
-    ):
-        code, printed = outcome(start(tiny, OPTUNA_STORAGE=url))
-        assert code == 1 and len(printed.splitlines()) == 1, printed
-        assert printed.startswith(f"error: {error}") and "secret" not in printed
-    assert (tiny / JOURNAL).read_bytes() == b"[]\n"
 
 
 # Several machines
@@ -324,9 +292,7 @@ class PostgreSQL:
         user = "postgres" if os.getuid() == 0 else None  # it refuses to run as root
         if user:
             shutil.chown(folder, user)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.folder, self.url = folder, f"postgresql://optuna:hunter2@127.0.0.1:{self.port}/postgres"
         self.options = {"user": user, "cwd": folder, "stdout": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
         initialize = [self.programs / "initdb", "-D", folder / "data", "-U", "optuna", "--auth=trust"]
@@ -337,7 +303,7 @@ class PostgreSQL:
         program = [self.programs / "postgres", "-D", self.folder / "data", *settings]
         self.server = subprocess.Popen(program, **self.options)
         ready = [self.programs / "pg_isready", "-h", "127.0.0.1", "-p", str(self.port)]
-        wait_for(lambda: subprocess.run(ready, **self.options).returncode == 0, "PostgreSQL", 30)
+        wait_for(lambda: subprocess.run(ready, **self.options).returncode == 0, "PostgreSQL")
 
     def stop(self):
         self.server.send_signal(signal.SIGINT)  # cuts all connections
@@ -346,19 +312,14 @@ class PostgreSQL:
 
 @pytest.fixture
 def postgresql():
-    @contextmanager
-    def running():
-        folder = Path(tempfile.mkdtemp(prefix="vae-postgresql-"))
-        try:
-            server = PostgreSQL(folder)
-            server.start()
-            yield server
-            server.stop()
-        finally:
-            shutil.rmtree(folder)
-
-    with running() as server:
+    folder = Path(tempfile.mkdtemp(prefix="vae-postgresql-"))  # which the user postgres can reach, unlike pytest's
+    try:
+        server = PostgreSQL(folder)
+        server.start()
         yield server
+        server.stop()
+    finally:
+        shutil.rmtree(folder)
 
 
 @pytest.mark.slow
@@ -373,47 +334,40 @@ def test_processes_that_create_the_tables_at_once_all_get_a_storage(postgresql, 
 
 
 @pytest.mark.slow
-def test_machines_share_a_study_and_one_takes_over_from_a_dead_one(tiny, tmp_path, postgresql):
-    tiny.set({"search.n_trials": 6, "search.epochs": 8})
+def test_a_machine_takes_over_the_trial_of_a_dead_one_in_the_study_that_they_share(tiny, tmp_path, postgresql):
+    tiny.set({"search.n_trials": 4, "search.epochs": 8})
     url = postgresql.url
-    machines = [tiny.copy(tmp_path / "other"), tiny]  # only the database keeps the two from the same trial
-    first, second = (start(machine, "--worker", OPTUNA_STORAGE=url) for machine in machines)
 
-    def at_work():
-        running = [trial for trial in trials_of(tiny, url) if trial.state is TrialState.RUNNING]
-        return {trial.user_attrs["worker"] for trial in running if trial.intermediate_values}
+    def is_at_work():
+        return [each for each in trials_of(tiny, url) if each.state is TrialState.RUNNING and each.intermediate_values]
 
-    wait_for(lambda: any(name.endswith(f":{first.pid}") for name in at_work()), "trial of the first worker")
+    first = Search(tiny.copy(tmp_path / "other"), "--worker", OPTUNA_STORAGE=url)
+    wait_for(is_at_work, "trial of the first machine")
     first.kill()
-    assert outcome(first)[0] == -signal.SIGKILL
-    code, printed = outcome(second)
-    assert code == 0 and "hunter2" not in printed, printed
-    assert_exact(trials_of(tiny, url), 6)
-    code, printed = outcome(start(tiny, OPTUNA_STORAGE=url))  # nothing is left to run: it writes the results
-    assert code == 0 and "6 of 6 trials done" in printed and "hunter2" not in printed, printed
-    assert len(pd.read_csv(tiny / "search/trials.csv")) == 6
+    second = Search(tiny, "--worker", OPTUNA_STORAGE=url)
+    assert "hunter2" not in second.succeeds() + first.printed()
+    assert_exact(trials_of(tiny, url), 4)
+    printed = Search(tiny, OPTUNA_STORAGE=url).succeeds()  # nothing is left to run: it writes the results
+    assert "4 of 4 trials done" in printed and "hunter2" not in printed
+    assert len(pd.read_csv(tiny / "search/trials.csv")) == 4
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seconds", [0, 15])
-def test_a_database_that_restarts_during_the_search_ends_nothing(tiny, postgresql, seconds):
-    search = start(tiny, "--n_trials=10", "--epochs=6", OPTUNA_STORAGE=postgresql.url)
+def test_a_database_that_restarts_during_the_search_ends_nothing(tiny, postgresql):
+    search = Search(tiny, "--n_trials=10", "--epochs=6", OPTUNA_STORAGE=postgresql.url)
     wait_for(lambda: finished(tiny, postgresql.url), "finished trial")
     postgresql.stop()
-    time.sleep(seconds)
+    time.sleep(15)
     postgresql.start()
-    code, printed = outcome(search)
-    assert code == 0 and "Traceback" not in printed and "hunter2" not in printed, printed
+    assert "hunter2" not in search.succeeds()
     assert_exact(trials_of(tiny, postgresql.url), 10)
 
 
 @pytest.mark.slow
 def test_a_database_that_does_not_come_back_ends_the_search_in_one_line(tiny, postgresql):
-    search = start(tiny, "--n_trials=10", "--epochs=6", OPTUNA_STORAGE=postgresql.url)
+    search = Search(tiny, ENDLESS, OPTUNA_STORAGE=postgresql.url)
     wait_for(lambda: finished(tiny, postgresql.url), "finished trial")
     postgresql.stop()
-    code, printed = outcome(search)
+    search.fails_with("the database in OPTUNA_STORAGE was lost")
+    assert "hunter2" not in search.printed()
     postgresql.start()
-    assert code == 1 and "Traceback" not in printed and "hunter2" not in printed, printed
-    (error,) = [line for line in printed.splitlines() if line.startswith("error: ")]
-    assert "the database in OPTUNA_STORAGE was lost" in error
