@@ -36,7 +36,7 @@ def metrics(reproduced):
     return read_json(reproduced / "metrics/evaluation.json")
 
 
-def test_every_declared_output_is_written_and_every_other_file_is_ignored_by_git(reproduced):
+def test_every_declared_output_is_written_and_two_files_beside_them(reproduced):
     stages = YAML(typ="safe").load(reproduced / "dvc.yaml")["stages"].values()
     entries = [entry for kind in ("outs", "metrics", "plots") for stage in stages for entry in stage.get(kind, [])]
     declared = {entry if isinstance(entry, str) else next(iter(entry)) for entry in entries}
