@@ -106,7 +106,7 @@ def test_a_flag_sets_its_parameter_and_nothing_else(arguments, name, value):
         (["--free_bits", "1e300"], ["train.free_bits: too large"]),
         (["--mirrors", "ftp://me:secret@a"], ["data.mirrors: 'ftp://***@a' is not a http://"]),
         (["--epochs", "0", "--latent_dim", "0"], ["train.epochs is 0", "model.latent_dim is 0"]),
-        (["--epoch", "1"], ["unrecognized arguments: --epoch 1"]),
+        (["--epoch", "1"], ["unknown flag --epoch: did you mean --epochs?"]),
         (["--output_dir", ""], ["--output_dir", "a folder has no name"]),
         (["--data-dir="], ["--data-dir", "a folder has no name"]),
     ],
@@ -170,6 +170,7 @@ def test_a_training_prints_a_line_per_epoch_and_where_its_results_are(trained):
     (test,) = (line for line in lines if line.startswith("test NLL"))
     assert re.fullmatch(r"test NLL [\d.]+ .*\(3 importance samples\), \d of 2 latents active", test)
     assert "results/vae_model_final.safetensors" in lines[-3]
+    assert [line for line in lines[:-1] if len(line) > 80] == []
     assert "mlflow.db" in lines[-1]
 
 

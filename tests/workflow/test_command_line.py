@@ -48,8 +48,8 @@ def test_a_flag_overrides_params_yaml(stage, flag):
 @pytest.mark.parametrize(
     ("arguments", "code", "named"),
     [
-        (["--bogus=1"], 2, "--bogus=1"),
-        (["--epoch=1"], 2, "--epoch=1"),
+        (["--bogus=1"], 2, "unknown flag --bogus ("),
+        (["--epoch=1"], 2, "unknown flag --epoch: did you mean --epochs?"),
         (["--epochs"], 2, "--epochs"),
         (["--epochs=0"], 1, "train.epochs is 0, allowed is greater than or equal to 1"),
         (["--epochs=1e300"], 1, "train.epochs is 1e+300"),

@@ -99,9 +99,8 @@ def kl_by_dimension(model: VAE, mu: Tensor, logvar: Tensor) -> tuple[Tensor, str
     if model.prior.factorized:
         return gaussian_kl(mu, logvar).mean(0), "N(0, 1)"
     variance = mu.var(0, correction=0) + logvar.exp().mean(0)
-    return gaussian_kl_between(mu, logvar, mu.mean(0), variance.log()).mean(
-        0
-    ), "a normal fit of the aggregate posterior"
+    kl = gaussian_kl_between(mu, logvar, mu.mean(0), variance.log()).mean(0)
+    return kl, "a normal fit of the aggregate posterior"
 
 
 def traversals(starts: Tensor, dimensions: list[int], steps: int) -> Tensor:

@@ -1,8 +1,10 @@
 """Command lines: flags that override parameters, and one line for every error that a user can cause."""
 
 import argparse
+import difflib
 import io
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -89,7 +91,10 @@ class ArgumentParser(argparse.ArgumentParser):
         self.add_argument("--debug", action=_Debug, nargs=0, default=argparse.SUPPRESS, help=text)
 
     def error(self, message: str) -> NoReturn:
-        """Print one line and exit with 2."""
+        """Print one line, for an unknown flag with a known one that is close, and exit with 2."""
+        if found := re.match(r"unrecognized arguments: ([^\s=]+)", message):
+            close = difflib.get_close_matches(found[1], self._option_string_actions, n=1)
+            message = f"unknown flag {found[1]}" + (f": did you mean {close[0]}?" if close else "")
         self.exit(2, f"error: {hide_passwords(message)} ({self.prog} --help lists the flags)\n")
 
 
