@@ -211,7 +211,7 @@ def test_dvc_and_git_leave_the_journal_of_an_interrupted_search_alone(tiny):
 
 @pytest.mark.slow
 def test_experiments_beside_a_running_search_and_searches_in_experiments_share_one_exact_study(tiny):
-    tiny.set({"search.epochs": 4})
+    tiny.set({"search.epochs": 20})  # few trials, as long as the experiments take
     tiny.run("git", "commit", "--quiet", "--all", "--message=Search")
     search = Search(tiny, ENDLESS)
     wait_for(lambda: finished(tiny), "finished trial")
