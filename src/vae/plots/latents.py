@@ -24,8 +24,7 @@ def latent_space(mu: Array, labels: Array, embedding: Array | None = None) -> Fi
         for label in np.unique(labels):
             members = points[labels[: len(points)] == label]
             colour = CLASS_COLOURS[int(label) % len(CLASS_COLOURS)]
-            size = 3 if len(points) > 5000 else 7
-            ax.scatter(*members.T, s=size, alpha=0.7, lw=0, color=colour, label=label)
+            ax.scatter(*members.T, s=3 if len(points) > 5000 else 7, alpha=0.7, lw=0, color=colour, label=label)
             if ax is figure.axes[-1] and len(members):
                 # The class's label at its median: colour alone should not carry the class.
                 box = {"boxstyle": "circle,pad=0.2", "fc": "white", "ec": colour, "lw": 1.8}

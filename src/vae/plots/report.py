@@ -53,7 +53,8 @@ def plot_all(
     reconstruction = model.reconstruct(inputs)
     yield "reconstructions", image_grids.reconstructions(original.numpy(), inputs.numpy(), reconstruction.numpy())
     neg_elbo = -torch.tensor(result.images["elbo"].to_numpy())
-    extremes = torch.stack([lowest_of_each_class(values, test.labels) for values in (neg_elbo, -neg_elbo)])
+    orders = (neg_elbo.argsort(), neg_elbo.argsort(descending=True))
+    extremes = torch.stack([order[first_of_each_class(test.labels[order])] for order in orders])
     inputs = to_float(binarized[extremes])
     rebuilt = model.reconstruct(inputs.flatten(0, 1)).view_as(inputs)
     arrays = (part.numpy() for part in (inputs, rebuilt, neg_elbo[extremes]))
@@ -76,12 +77,6 @@ def plot_all(
         yield "latent_manifold", image_grids.latent_manifold(manifold.numpy(), 2 * columns)
     variance, total = result.mu.var(axis=0, ddof=1), result.images["kl"].mean()
     yield "kl_per_dimension", latents.kl_per_dimension(kl.numpy(), ACTIVE_UNIT_VARIANCE, variance, reference, total)
-
-
-def lowest_of_each_class(values: Tensor, labels: Tensor) -> Tensor:
-    """The index of the image with the lowest of `values` [N] in each class, in the order of labels: [classes]."""
-    order = values.argsort(stable=True)
-    return order[first_of_each_class(labels[order])]
 
 
 def nearest(samples: Tensor, images: Tensor, count: int) -> Tensor:
