@@ -20,7 +20,7 @@ from vae.evaluation.sample_quality import sample_quality
 from vae.files import rounded, sha256, write_atomically, write_json
 from vae.models.vae import VAE
 from vae.workflow.command_line import RESUMED, run_stage
-from vae.workflow.stages import METRICS, MODEL, RAW, checkpoint_folder, load_model, read_dataset, read_run_id
+from vae.workflow.stages import METRICS, MODEL, RAW, checkpoint_folder, load_model, read_dataset
 
 # What `dvc metrics diff`, `dvc exp show` and `make compare` show of an evaluation.
 COMPARED = (
@@ -62,8 +62,9 @@ def main(params: Params) -> None:
     write_arrays(METRICS / "latents.npz", mu=result.mu, logvar=result.logvar, labels=labels)
     print(describe(metrics, params))
     print(f"all metrics: {METRICS / 'evaluation.json'}, by class: {METRICS / 'per_class.csv'}")
-    with tracking.resume(params, hardware, dataset, sha256(MODEL), read_run_id()) as run:
+    with tracking.resume(params, hardware, dataset, sha256(MODEL)) as run:
         run.log_metrics(metrics, prefix="test/")
+        run.log_tags({f"test.{name}": value for name, value in protocol.items()})
         run.log_artifact(METRICS / "per_class.csv")
     checkpoints.delete()
 

@@ -18,7 +18,7 @@ from vae.evaluation.likelihood import Evaluation
 from vae.files import sha256
 from vae.plots.report import save_figures
 from vae.workflow.command_line import run_stage
-from vae.workflow.stages import FIGURES, METRICS, MODEL, RAW, load_model, read_dataset, read_run_id
+from vae.workflow.stages import FIGURES, METRICS, MODEL, RAW, load_model, read_dataset
 
 
 def main(params: Params) -> None:
@@ -30,7 +30,7 @@ def main(params: Params) -> None:
     figures = save_figures(model, load(RAW, "train"), load(RAW, "test"), result, history, params, FIGURES)
     print(f"{len(figures)} figures in {FIGURES}/")
     hardware = resolve(params.train)
-    with tracking.resume(params, hardware, read_dataset(), sha256(MODEL), read_run_id()) as run:
+    with tracking.resume(params, hardware, read_dataset(), sha256(MODEL)) as run:
         for path in figures:
             run.log_artifact(path, "figures")
 

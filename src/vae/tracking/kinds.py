@@ -11,29 +11,37 @@ import mlflow
 
 from vae.config import Params
 from vae.device import Hardware
-from vae.tracking.run import Run, ending, exists, open_run, tolerant
+from vae.files import PACKAGE, fingerprint
+from vae.tracking.run import Run, ending, loggable, open_run, sync, tolerant
 from vae.tracking.store import SEARCH_EXPERIMENT
 
+PARENT = "mlflow.parentRunId"
 CODE = ["src", "pipeline", "params.yaml", "dvc.yaml", "pyproject.toml", "requirements.lock"]
 
 
 @contextmanager
-def resume(
-    params: Params, hardware: Hardware, dataset: Mapping[str, Any], model_sha256: str, run_id: str | None = None
-) -> Iterator[Run]:
-    """Open the run that trained the model with these weights, or else a new one that carries the settings too.
+def resume(params: Params, hardware: Hardware, dataset: Mapping[str, Any], model_sha256: str) -> Iterator[Run]:
+    """Open the run of these weights, params, code and DVC experiment, or a new one below the run of the training.
 
-    `run_id` is that run, if known; otherwise it is found by its tag. Trouble with MLflow raises no error.
+    What a run shows thus belongs together. How the weights were trained is known from the training's run, which is
+    found by its tag. Trouble with MLflow raises no error.
     """
+    settings, found = _settings(params), ""
+    tags = {**_tags(hardware, dataset), "model.sha256": model_sha256}
     with tolerant():
-        if not (run_id and exists(run_id)):
-            query = f"tags.`model.sha256` = '{model_sha256}'"
-            found = mlflow.search_runs(filter_string=query, order_by=["start_time DESC"], output_format="list")
-            run_id = found[0].info.run_id if found else None
-    with open_run(run_name(params), run_id or "", required=False) as opened:
-        if not run_id:
-            log_settings(opened, params, hardware, dataset)
-            opened.log_tags({"model.sha256": model_sha256})
+        sync()  # the training's run may be without its tag
+        query = f"tags.`model.sha256` = '{model_sha256}'"
+        runs = mlflow.search_runs(filter_string=query, order_by=["start_time DESC"], output_format="list")
+        if trained := next((run for run in runs if PARENT not in run.data.tags), None):
+            settings |= {name: value for name, value in trained.data.params.items() if name.startswith("train.")}
+            tags |= {PARENT: trained.info.run_id, "training.run": trained.info.run_id}
+        for run in runs[::-1]:
+            same_code = all(run.data.tags.get(tag) == tags.get(tag) for tag in ("code.fingerprint", "dvc.experiment"))
+            found = run.info.run_id if same_code and run.data.params.items() >= settings.items() else found
+    with open_run(run_name(params), found, required=False) as opened:
+        if not found:
+            opened.log_params(settings)
+            opened.log_tags(tags)
         yield opened
 
 
@@ -44,14 +52,14 @@ def trial_run(
     """Open a run for a search's trial, as a child of the search's run. Trouble with MLflow raises no error."""
     opened = Run(f"trial {number}", experiment=SEARCH_EXPERIMENT)
     with ending(opened):
-        opened.log_tags({"trial": number} | ({"mlflow.parentRunId": parent} if parent else {}))
+        opened.log_tags({"trial": number} | ({PARENT: parent} if parent else {}))
         log_settings(opened, params, hardware, dataset)
         yield opened
 
 
 def end_dead_trial(number: int, parent: str) -> None:
     """End the run of a trial whose process died, even if the process died before it knew the run's ID."""
-    query = f"tags.`mlflow.parentRunId` = '{parent}' and tags.trial = '{number}'"
+    query = f"tags.`{PARENT}` = '{parent}' and tags.trial = '{number}'"
     client = mlflow.MlflowClient()
     for found in mlflow.search_runs(filter_string=query, output_format="list"):
         client.set_tag(found.info.run_id, "state", "KILLED")
@@ -64,7 +72,7 @@ def new_search(params: Params, dataset: Mapping[str, Any]) -> str:
     search.create()
     # The numbers of trials and workers and the pruner may change when the search is continued; a run's params can't.
     changeable = ("search.n_trials", "search.workers", "search.pruner")
-    search.log_params({name: value for name, value in _loggable(params).items() if name not in changeable})
+    search.log_params({name: value for name, value in params.flat().items() if name not in changeable})
     search.log_tags({**_data_tags(dataset), **_code_tags()})
     return search.id
 
@@ -79,13 +87,18 @@ def log_search(run: Run, summary: Mapping[str, Any], artifacts: Sequence[Path]) 
 
 def log_settings(run: Run, params: Params, hardware: Hardware, dataset: Mapping[str, Any]) -> None:
     """Log a training's parameters under dotted names, and its resolved hardware settings, data and code as tags."""
-    run.log_params({name: value for name, value in _loggable(params).items() if not name.startswith("search.")})
-    resolved = {"device": hardware.device, "precision": hardware.precision, "compile": hardware.compile}
-    run.log_tags(resolved | _data_tags(dataset) | _code_tags())
+    run.log_params(_settings(params))
+    run.log_tags(_tags(hardware, dataset))
 
 
-def _loggable(params: Params) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in params.flat().items()}
+def _settings(params: Params) -> dict[str, str]:
+    """The parameters of a run that is no search, as MLflow shows them."""
+    return {name: loggable(value) for name, value in params.flat().items() if not name.startswith("search.")}
+
+
+def _tags(hardware: Hardware, dataset: Mapping[str, Any]) -> dict[str, str]:
+    resolved = {"device": str(hardware.device), "precision": hardware.precision, "compile": str(hardware.compile)}
+    return resolved | _data_tags(dataset) | _code_tags()
 
 
 def _data_tags(dataset: Mapping[str, Any]) -> dict[str, str]:
@@ -94,10 +107,11 @@ def _data_tags(dataset: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _code_tags() -> dict[str, str]:
-    """The commit, whether the code was changed since, and DVC's experiment, if it is one."""
+    """The code's fingerprint, the commit, whether the code was changed since, and DVC's experiment, if it is one."""
     commit = _git("rev-parse", "HEAD")
     dirty = str(bool(_git("status", "--porcelain", "--", *CODE))).lower() if commit else ""
     tags = {"git.commit": commit, "git.dirty": dirty, "dvc.experiment": os.environ.get("DVC_EXP_NAME", "")}
+    tags["code.fingerprint"] = fingerprint(None, [PACKAGE, *sorted(Path("pipeline").glob("*.py"))])
     return {name: value for name, value in tags.items() if value}
 
 

@@ -26,7 +26,7 @@ from mlflow.tracking.context.registry import resolve_tags
 
 from vae.errors import TrackingError, hide_passwords, one_line
 from vae.files import project_root, write_atomically
-from vae.tracking.store import EXPERIMENT, MLFLOW_ERRORS, experiment_id, shown_store, store_id
+from vae.tracking.store import EXPERIMENT, MLFLOW_ERRORS, experiment_id, shown_store, store_id, tracking_uri, ui_link
 
 BACKOFF = 10  # times the duration of a failed attempt without another one: they cost at most a tenth of the time
 REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
@@ -41,6 +41,11 @@ def unsynced() -> Path:
 
 def _now() -> int:
     return int(time.time() * 1000)
+
+
+def loggable(value: Any) -> str:
+    """A param's or tag's value as MLflow gets it: text without passwords, and lists in brackets."""
+    return hide_passwords(str(list(value) if isinstance(value, tuple) else value))
 
 
 @dataclass
@@ -66,12 +71,12 @@ class Run:
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Add parameters. Those that the run has can't change."""
-        self.params |= {name: hide_passwords(str(value)) for name, value in params.items()}
+        self.params |= {name: loggable(value) for name, value in params.items()}
         self._log()
 
     def log_tags(self, tags: Mapping[str, Any]) -> None:
         """Set tags."""
-        self.tags |= {name: hide_passwords(str(value)) for name, value in tags.items()}
+        self.tags |= {name: loggable(value) for name, value in tags.items()}
         self._log()
 
     def log_metrics(self, metrics: Mapping[str, Any], prefix: str = "", step: int = 0) -> None:
@@ -210,23 +215,28 @@ def open_run(name: str, run_id: str = "", experiment: str = EXPERIMENT, *, requi
     """Open the run `run_id`, or a new one called `name` if there is no such run, as MLflow's active run.
 
     It ends as FINISHED, as FAILED after an error, and as KILLED after Ctrl-C or a termination. Raises TrackingError if
-    it is required and can't be opened; if it is not required, it is then kept until it can be logged.
+    it is required and can't be opened; if it is not required, it is then kept until it can be logged. The link of a
+    finished run is printed.
     """
     sync()
-    opened = Run(name, run_id, experiment)
+    opened, link = Run(name, run_id, experiment), ""
     try:
         if run_id and not exists(run_id):
             print(f"warning: run {run_id} is not in {shown_store()}: opening a new one", file=sys.stderr)
             opened.id = ""
         if not opened.id:
             opened.create()
-        mlflow.start_run(opened.id, log_system_metrics=True)
+        started = mlflow.start_run(opened.id, log_system_metrics=True)
+        link = ui_link(started.info.experiment_id, opened.id)
     except MLFLOW_ERRORS as error:
         if required:
             raise TrackingError(f"no run can be opened in {shown_store()}: {one_line(error)}") from None
         warn_once(NOT_TRACKED, error)
     with ending(opened):
         yield opened
+    if link:
+        hint = "" if tracking_uri().startswith("http") else " (`make ui` serves it)"
+        print(f"MLflow run{hint}:\n  {link}", flush=True)
 
 
 @contextmanager

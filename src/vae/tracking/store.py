@@ -44,6 +44,14 @@ def store_id() -> str:
     return "mlruns" if _database() == _own_database() else shown_store().replace("***@", "").rstrip("/")
 
 
+def ui_link(experiment: str, run_id: str = "") -> str:
+    """The page of an experiment's runs, or of one of them, by their IDs: on the server, or on that of `make ui`."""
+    own = f"http://127.0.0.1:{os.environ.get('MLFLOW_PORT', 5000)}"
+    root = store_id() if tracking_uri().startswith("http") else own
+    # Without the workflow's type, MLflow may show a page for language models.
+    return f"{root}/#/experiments/{experiment}/runs" + (f"/{run_id}" if run_id else "?workflowType=machine_learning")
+
+
 def _own_database() -> Path:
     return project_root() / "mlruns" / "mlflow.db"
 

@@ -87,15 +87,6 @@ def write_run(experiment: str, run_id: str) -> None:
     write_json(RUN, {"experiment": experiment, "run_id": run_id, "weights_sha256": sha256(MODEL)})
 
 
-def read_run_id() -> str | None:
-    """The MLflow run in models/run.json; None unless that run trained the weights in models/vae.safetensors.
-
-    The weights come from DVC's cache after `dvc checkout`, `dvc exp apply` or a restored run, models/run.json doesn't.
-    """
-    run = _read_json(RUN)
-    return str(run["run_id"]) if "run_id" in run and run.get("weights_sha256") == sha256(MODEL) else None
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; an empty one where the file can't be read."""
     try:
