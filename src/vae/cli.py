@@ -32,7 +32,6 @@ def train(params: Params, output: Path, data: Path) -> None:
     """Train on the images in `data`/raw, downloaded if need be, evaluate and plot; all results go to `output`."""
     import pandas as pd
 
-    from vae import tracking
     from vae.data.binarization import binarize_once
     from vae.data.datasets import load
     from vae.evaluation.likelihood import describe, evaluate
@@ -59,7 +58,6 @@ def train(params: Params, output: Path, data: Path) -> None:
         for path in figures:
             training.run.log_artifact(path, "figures")
     print(f"{output / WEIGHTS}, for VAE.load;\nbeside it {len(figures)} figures, metrics.json and history.csv")
-    print(f"run {training.run.id} of {tracking.EXPERIMENT} in {tracking.shown_store()}")
 
 
 def _check_folder(params: Params, raw: Path, dataset: Path) -> None:

@@ -235,7 +235,7 @@ def test_a_training_whose_server_is_frozen_goes_on_and_is_logged_by_make_sync(tm
         sync = [sys.executable, "-m", "vae.tracking", "sync"]
         done = subprocess.run(sync, cwd=project, env=environment, text=True, capture_output=True, timeout=240)
         assert (done.returncode, done.stderr) == (0, "") and "has everything" in done.stdout
-        run_id = rest.split()[-1]
+        run_id = rest.split("/")[-1].strip()
         run = client(server.url).get_run(run_id)
         curve = client(server.url).get_metric_history(run_id, "val/neg_elbo")
         files = {file.path for file in client(server.url).list_artifacts(run_id)}
