@@ -51,10 +51,11 @@ def importance_weighted(k: int) -> Values:
     return {"train.objective": "iwae", "train.importance_samples": k, "train.doubly_reparameterized": True}
 
 
-# One stochastic layer, fully connected: the default network, trained for longer.
+# One stochastic layer, fully connected: the default network with a mixture as prior, trained for longer.
 MLP: Values = {
     "data.validation_size": 1000,
     "model.prior": "gaussian_mixture",
+    "train.optimizer": "adam",
     "train.epochs": 110,
     "evaluate.importance_samples": 1000,
 }
@@ -115,6 +116,7 @@ PLAIN = Params().replaced(
         "model.activation": "relu",
         "model.residual": False,
         "model.prior": "standard",
+        "train.optimizer": "adam",
         "train.batch_size": 128,
         "train.learning_rate": 1e-3,
         "train.lr_schedule": "constant",

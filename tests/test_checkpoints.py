@@ -89,6 +89,7 @@ VARIANTS = {
     "cyclical annealing, MMD": {"lr_schedule": "step", "kl_cycles": 2, "kl_warmup_epochs": 2, "mmd": 1.0},
     "DReG": {"objective": "iwae", "importance_samples": 3, "doubly_reparameterized": True, "lr_schedule": "constant"},
     "vampprior": {"lr_schedule": "one_cycle", "max_grad_norm": 1.0, "network": {"prior": "vampprior"}},
+    "realnvp, muon": {"optimizer": "muon", "network": {"prior": "realnvp", "prior_width": 8}},
     "two layers": {"lr_schedule": "cosine", "network": {"prior": "gaussian_mixture", "lower_latent_dim": 2}},
     "muon, conv, two layers": {
         "optimizer": "muon",
@@ -114,7 +115,7 @@ def test_interrupted_again_and_again_it_calls_back_for_the_remaining_epochs_only
     assert_same(resumed, train())
 
 
-STOPS_EARLY = {"epochs": 40, "learning_rate": 0.2, "early_stopping_patience": 2}
+STOPS_EARLY = {"epochs": 40, "optimizer": "adam", "learning_rate": 0.1, "early_stopping_patience": 2}
 
 
 def test_early_stopping_waits_as_long_as_without_the_interruption(tmp_path):

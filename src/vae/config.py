@@ -137,7 +137,7 @@ class ModelParams(Section):
     """Feed the latents to every layer of the decoder, not only to the first (mlp)."""
     initialization: Initialization = "default"
     """Weight initialization; all but PyTorch's default set biases to 0."""
-    prior: Annotated[str, OneOf(PRIOR_NAMES)] = "gaussian_mixture"
+    prior: Annotated[str, OneOf(PRIOR_NAMES)] = "realnvp"
     """p(z): a standard normal, a learned mixture of normals, the VampPrior, or a normalizing flow."""
     prior_components: PositiveInt = 500
     """Components of a mixture prior."""
@@ -169,11 +169,11 @@ class ModelParams(Section):
 class TrainParams(Section):
     """Training with `fit()`."""
 
-    epochs: PositiveInt = 32
+    epochs: PositiveInt = 24
     """Passes over the training images."""
     batch_size: PositiveInt = 256
     """Images per training step."""
-    optimizer: OptimizerName = "adam"
+    optimizer: OptimizerName = "muon"
     """Optimizer; muon is for convolution kernels and small matrices, with Adam for all other weights."""
     learning_rate: PositiveFloat = 3e-3
     """Adam's initial learning rate; with one_cycle, its peak."""

@@ -65,6 +65,7 @@ def test_gaussian_means_with_equal_variances_have_the_closed_forms_of_a_gaussian
 PRIORS = {
     "standard": {},
     "mixture": {"prior": "gaussian_mixture", "prior_components": 5},
+    "flow": {"prior": "realnvp", "prior_width": 8},
     "two layers": {"lower_latent_dim": 2},
 }
 

@@ -66,7 +66,7 @@ def test_the_density_is_that_of_torch_distributions(name):
 @pytest.mark.parametrize("scale", [0.3, 0.003])
 def test_a_mixtures_density_keeps_its_precision_where_components_are_narrow(scale, gradients):
     """Multiplied out, the squared distances are the difference of terms near 40 · mu² / scale²."""
-    prior = VAE(PIXELS, [8], 40, prior_components=50).prior
+    prior = VAE(PIXELS, [8], 40, prior="gaussian_mixture", prior_components=50).prior
     with torch.no_grad():
         prior.mu.copy_(3 * normals(50, 40))
         prior.logvar.fill_(2 * math.log(scale))

@@ -206,7 +206,7 @@ from vae.config import Params
 from vae.workflow.tracked_training import tracked_training
 params = Params().replaced({{
     "data.source": "bundled", "data.validation_size": 500, "data.mirrors": ["http://me:{SECRET}@mirror/mnist/"],
-    "model.hidden_dims": [16], "model.latent_dim": 2, "model.prior_components": 20,
+    "model.hidden_dims": [16], "model.latent_dim": 2, "model.prior_width": 8,
     "train.epochs": 6, "train.device": "cpu", "train.precision": "fp32", "train.compile": False,
 }})
 dataset, raw = json.loads(Path("dataset.json").read_text()), Path("raw")

@@ -31,7 +31,7 @@ TRAIN, VALIDATION = blobs(300), blobs(90, seed=1)
 
 def train(params=None, hardware=CPU, **options):
     model = VAE.from_params(SMALL, options.get("seed", 0))
-    settings = {"epochs": 3, "batch_size": 64, "learning_rate": 3e-3} | (params or {})
+    settings = {"epochs": 3, "batch_size": 64, "optimizer": "adam"} | (params or {})
     return model, fit(model, TRAIN, VALIDATION, TrainParams(**settings), hardware, **options)
 
 
@@ -63,7 +63,7 @@ def test_metrics_of_an_epoch_are_means_over_images_whatever_the_batches():
     mu, logvar = model.encode(to_float(TRAIN.images))
     exact = kl_divergence(Normal(mu, torch.exp(0.5 * logvar)), Normal(0.0, 1.0)).sum(1).mean().item()
     for batch_size in (299, 150):
-        params = TrainParams(epochs=1, batch_size=batch_size, learning_rate=1e-30)
+        params = TrainParams(epochs=1, batch_size=batch_size, learning_rate=1e-30, muon_learning_rate=1e-30)
         record = fit(model, TRAIN, VALIDATION, params, CPU, binarization="none").history[0]
         assert record["train/kl"] == pytest.approx(exact, rel=1e-4)
 
@@ -135,7 +135,7 @@ def first_batch(seed=0):
 
 def first_epoch(model, **params):
     """The record of one epoch that leaves the weights unchanged."""
-    fixed = TrainParams(**{"epochs": 1, "batch_size": len(TRAIN), "learning_rate": 1e-30} | params)
+    fixed = TrainParams(**{"epochs": 1, "batch_size": len(TRAIN), "learning_rate": 1e-30, "optimizer": "adam"} | params)
     return fit(model, TRAIN, VALIDATION, fixed, CPU, binarization="threshold").history[0]
 
 
@@ -244,16 +244,18 @@ def test_the_best_epoch_is_chosen_by_the_objectives_own_metric(objective, best, 
 
 
 @pytest.mark.parametrize(
-    "network", [{"prior": "gaussian_mixture"}, {"prior": "vampprior", "lower_latent_dim": 2}], ids=str
+    "network",
+    [{"prior": "gaussian_mixture"}, {"prior": "realnvp"}, {"prior": "vampprior", "lower_latent_dim": 2}],
+    ids=str,
 )
 @pytest.mark.parametrize("objective", ["elbo", "iwae"])
 def test_other_priors_and_layers_learn_too(network, objective):
     model = VAE.from_params(SMALL.model_copy(update={"prior_components": 3} | network), 0)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    params = TrainParams(epochs=8, batch_size=64, learning_rate=3e-3, objective=objective, importance_samples=2)
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    params = TrainParams(epochs=8, batch_size=64, optimizer="adam", objective=objective, importance_samples=2)
     history = fit(model, TRAIN, VALIDATION, params, CPU).history
     assert history[-1]["val/neg_elbo"] < 0.7 * history[0]["val/neg_elbo"]
-    assert all(not torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(not torch.equal(value, before[name]) for name, value in model.named_parameters())
 
 
 @pytest.mark.parametrize(

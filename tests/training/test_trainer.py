@@ -16,7 +16,7 @@ from vae.errors import ConfigError, DataError
 from vae.models.distributions import gaussian_kl
 from vae.models.likelihoods import bernoulli_nll
 
-PLAIN = {"precision": "fp32", "compile": False, "lr_schedule": "constant"}
+PLAIN = {"optimizer": "adam", "precision": "fp32", "compile": False, "lr_schedule": "constant"}
 
 
 def small():
@@ -111,7 +111,7 @@ def test_two_epochs_and_two_more_are_four_epochs_bit_for_bit(options, loader):
         model, settings = small(), dict(options)
         if optimizer := settings.pop("optimizer_of", None):
             settings["optimizer"] = optimizer(model.parameters(), lr=1e-3, momentum=0.9)
-        trainer = VAETrainer(model, "cpu", **PLAIN, **settings)
+        trainer = VAETrainer(model, "cpu", **PLAIN | settings)
         history = [trained(trainer, loader, epochs) for epochs in calls][-1]
         results.append((history[[name for name in history if "second" not in name]], model.state_dict()))
     (history, weights), (expected, expected_weights) = results
@@ -146,7 +146,7 @@ def test_a_scheduler_is_stepped_once_an_epoch(loader):
     model = small()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
-    history = trained(VAETrainer(model, "cpu", optimizer=optimizer, scheduler=scheduler, **PLAIN), loader)
+    history = trained(VAETrainer(model, "cpu", **PLAIN | {"optimizer": optimizer, "scheduler": scheduler}), loader)
     assert list(history["train/learning_rate"]) == [0.01, 0.005, 0.0025]
     assert optimizer.state
 
@@ -156,7 +156,7 @@ def test_a_plateau_scheduler_is_stepped_with_the_validation_metric(loader):
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     optimizer.param_groups[0]["params"].clear()  # no epoch is better than the first
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=1)
-    history = trained(VAETrainer(model, "cpu", optimizer=optimizer, scheduler=scheduler, **PLAIN), loader, 5)
+    history = trained(VAETrainer(model, "cpu", **PLAIN | {"optimizer": optimizer, "scheduler": scheduler}), loader, 5)
     assert scheduler.best == history["val/neg_elbo"].iloc[0]
     assert list(history["train/learning_rate"]) == [1.0] * 3 + [0.1] * 2
 

@@ -46,7 +46,13 @@ QUICK = Scale(
 def baseline(scale: Scale) -> Changes:
     """The baseline of all studies, where it differs from the defaults of `ModelParams` and `TrainParams`."""
     network = {"hidden_dims": (scale.width, scale.width), "latent_dim": 20, "prior": "standard"}
-    return {**network, "epochs": scale.epochs, "batch_size": scale.batch_size, "lr_schedule": "constant"}
+    return {
+        **network,
+        "optimizer": "adam",
+        "epochs": scale.epochs,
+        "batch_size": scale.batch_size,
+        "lr_schedule": "constant",
+    }
 
 
 def techniques(scale: Scale) -> dict[str, dict[str, Changes]]:

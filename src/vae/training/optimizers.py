@@ -31,11 +31,13 @@ class MatrixMuon(Muon):
 
 
 def make_optimizers(model: nn.Module, params: TrainParams) -> list[Optimizer]:
-    """Adam; or Muon for convolution kernels and small matrices of layers, and Adam for everything else.
+    """Adam; or Muon for convolution kernels and small matrices, those of the prior aside, and Adam for all others.
 
-    Muon (Jordan et al. 2024) orthogonalizes each update; its steps are scaled as in Liu et al. 2025.
+    Muon (Jordan et al. 2024) orthogonalizes each update; its steps are scaled as in Liu et al. 2025. A flow as the
+    prior has so many small matrices that this would take longer than the rest of a training step.
     """
-    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    networks = [part for name, part in model.named_modules() if not name.startswith("prior.")]
+    layers = [part for part in networks if isinstance(part, nn.Linear | nn.Conv2d)]
     small = [layer.weight for layer in layers if min(layer.weight.flatten(1).shape) <= MUON_MAX_SIDE]
     matrices = small if params.optimizer == "muon" else []
     taken = set(map(id, matrices))

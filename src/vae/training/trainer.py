@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
-from vae.config import Binarization, TrainParams, checked, takes_fields_of
+from vae.config import Binarization, OptimizerName, TrainParams, checked, takes_fields_of
 from vae.data.binarization import check_binarization
 from vae.data.datasets import Split
 from vae.device import resolve
@@ -24,8 +24,8 @@ class VAETrainer:
     """Trains a model and keeps the history.
 
     `options` are the fields of `TrainParams`: `lr_schedule`, `max_grad_norm`, `kl_warmup_epochs`, `free_bits`,
-    `early_stopping_patience`, `weight_decay`, `precision`, … An `optimizer` replaces the default one, and with it
-    `learning_rate` and `lr_schedule`; a `scheduler` is stepped once per epoch. `binarization` is that of grey pixels:
+    `early_stopping_patience`, `weight_decay`, `precision`, … An `optimizer` of PyTorch's replaces `learning_rate` and
+    `lr_schedule`, too; a `scheduler` is stepped once per epoch. `binarization` is that of grey pixels:
     "dynamic" samples them anew for every batch; with "none" the metrics are not likelihoods.
 
     Raises ConfigError for an option that is unknown, out of range, or not available on this machine.
@@ -39,17 +39,18 @@ class VAETrainer:
         learning_rate: float = DEFAULTS.learning_rate,
         beta: float = DEFAULTS.beta,
         *,
-        optimizer: Optimizer | None = None,
+        optimizer: Optimizer | OptimizerName = DEFAULTS.optimizer,
         scheduler: LRScheduler | ReduceLROnPlateau | None = None,
         binarization: Binarization = "dynamic",
         seed: int = 0,
         **options: Any,
     ) -> None:
-        named = {"device": str(device), "learning_rate": learning_rate, "beta": beta}
+        named: dict[str, Any] = {"device": str(device), "learning_rate": learning_rate, "beta": beta}
+        named |= {"optimizer": optimizer} if isinstance(optimizer, str) else {}
         self.params = checked(TrainParams, named | options)
         check_binarization(binarization)
         self.model, self.binarization, self.seed = model, binarization, seed
-        self.optimizer, self.scheduler = optimizer, scheduler
+        self.optimizer, self.scheduler = None if isinstance(optimizer, str) else optimizer, scheduler
         self.hardware = resolve(self.params)
         self.history = pd.DataFrame()
         self._fitted: Fitted | None = None
