@@ -35,7 +35,8 @@ os.environ |= {
 
 ENVIRONMENT = dict(os.environ)  # for child processes: MLflow, in this process, adds its store to os.environ
 ROOT = Path(__file__).parents[1]
-PARTS = ["pipeline", "src", ".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore", "dvc.yaml", "params.yaml"]
+PARTS = ["pipeline", "src", ".dvcignore", ".gitignore", "dvc.yaml", "params.yaml"]
+PARTS += [f".dvc/{name}" for name in ("config", "plots.html", ".gitignore")]
 TINY = {
     "data.source": "bundled",
     "data.validation_size": 500,
