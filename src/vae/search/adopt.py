@@ -31,7 +31,7 @@ def adopt(folder: Path = FOLDER) -> str:
     earlier = YAML(typ="safe", pure=True).load(before)
     for name, value in best.items():
         section, key = name.split(".")
-        if earlier[section].get(key) != value:
+        if (earlier.get(section) or {}).get(key) != value:
             after = _replaced(after, section, key, value)
     write_atomically(PARAMS, after)
     lines = difflib.unified_diff(before.splitlines(True), after.splitlines(True), str(PARAMS), f"{PARAMS} (adopted)")

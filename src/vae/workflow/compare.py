@@ -6,7 +6,7 @@ from typing import Any
 import dvc.api
 from dvc.exceptions import DvcException
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from vae import tracking
 from vae.errors import DataError, one_line
@@ -28,19 +28,20 @@ def compare() -> Table:
     rows.insert(0, commit)
     if all((_params(row), row.get("nll")) != (_params(workspace), workspace.get("nll")) for row in rows):
         rows.insert(0, workspace)
-    minutes = _training_minutes()
-    table = Table(box=None, pad_edge=False)
-    table.add_column("experiment", overflow="fold")
-    for name in ("test NLL ± s.e.", "−ELBO", "KL", "minutes"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column(f"differs from {commit['rev']} in", overflow="fold")
+    trained = []
+    with tracking.tolerant():
+        tracking.connect()
+        trained = tracking.mlflow.search_runs(filter_string="metrics.`summary/seconds` > 0", output_format="list")
+    minutes = {run.data.tags.get("model.sha256", "")[:12]: run.data.metrics["summary/seconds"] / 60 for run in trained}
+    numbers = [Column(name, justify="right", no_wrap=True) for name in ("test NLL ± s.e.", "−ELBO", "KL", "minutes")]
+    name, params = Column("experiment", overflow="fold"), Column(f"differs from {commit['rev']} in", overflow="fold")
+    table = Table(name, *numbers, params, box=None, pad_edge=False)
     for row in rows:
-        found = [value for sha256, value in minutes.items() if sha256.startswith(row.get("weights_sha256") or "none")]
-        figures = [row.get(name) for name in ("nll", "nll_standard_error", "elbo", "kl")] + found[:1]
-        nll, spread, elbo, kl, *took = ["" if figure is None else f"{abs(figure):.2f}" for figure in figures]
+        values = [*map(row.get, ("nll", "nll_standard_error", "elbo", "kl")), minutes.get(row.get("weights_sha256"))]
+        nll, spread, *others = ["" if value is None else f"{abs(value):.2f}" for value in values]
         different = [param for param in _params(row) if param not in _params(commit)]
         bounds = f"{nll} ± {spread}" if nll else row["State"]
-        table.add_row(row["Experiment"] or row["rev"], bounds, elbo, kl, "".join(took), "\n".join(different))
+        table.add_row(row["Experiment"] or row["rev"], bounds, *others, "\n".join(different))
     return table
 
 
@@ -48,16 +49,6 @@ def _params(row: Mapping[str, Any]) -> list[str]:
     """The parameters as `dvc exp run -S` takes them."""
     values = {name: value for name, value in row.items() if name.split(".")[0] in SECTIONS}
     return [f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in values.items()]
-
-
-def _training_minutes() -> dict[str, float]:
-    """The minutes of each training in MLflow, the newest first, by the SHA-256 of its weights."""
-    with tracking.tolerant():
-        tracking.connect()
-        query = "metrics.`summary/seconds` > 0"
-        runs = tracking.mlflow.search_runs(filter_string=query, order_by=["start_time DESC"], output_format="list")
-        return {run.data.tags.get("model.sha256", ""): run.data.metrics["summary/seconds"] / 60 for run in runs}
-    return {}
 
 
 if __name__ == "__main__":
