@@ -9,7 +9,6 @@ from vae.search.workers import join, search
 from vae.workflow.command_line import RESUMED, run_stage
 from vae.workflow.stages import RAW, read_dataset
 
-OTHER = Path("results/search")  # of searches with flags, by study
 FLAGS = ("search.n_trials", "search.epochs", "search.workers")
 
 
@@ -19,7 +18,8 @@ def main(params: Params, worker: bool) -> None:
     if worker:
         join(params, dataset, RAW)
     else:
-        search(params, dataset, RAW, FOLDER if params == load_params() else OTHER / study_name(params, dataset))
+        other = Path("results/search", study_name(params, dataset))
+        search(params, dataset, RAW, FOLDER if params == load_params() else other)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def test_a_search_with_flags_leaves_the_committed_results_alone(project):
     flags = ["--n_trials=2", "--epochs=1", "--workers=1"]
     printed = project.run(sys.executable, "pipeline/search/search.py", *flags)
     (folder,) = (project / "results/search").iterdir()
-    assert f"`make adopt FROM=results/search/{folder.name}`" in printed
+    assert f"make adopt FROM=results/search/{folder.name}\n" in printed
     assert {path.name for path in folder.iterdir()} >= {"trials.csv", "best_params.yaml", "slice.png"}
     assert project.run("git", "status", "--porcelain") == ""
     adopted = project.run(sys.executable, "-m", "vae.search.adopt", f"results/search/{folder.name}")

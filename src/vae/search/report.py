@@ -66,11 +66,11 @@ def write(study: optuna.Study, params: Params, folder: Path = FOLDER) -> list[Pa
     best = best_trial(trials)
     if best is None:
         raise SearchError(f"none of the {len(trials)} trials is complete, so there are no results to write")
-    tables = [folder / "trials.csv", folder / BEST]
-    write_atomically(tables[0], table(trials, params).to_csv(index=False))
-    write_atomically(tables[1], _best_params(best, trials, params, study.study_name))
+    write_atomically(folder / "trials.csv", table(trials, params).to_csv(index=False))
+    write_atomically(folder / BEST, _best_params(best, trials, params, study.study_name))
     figures = plot_study(study, _score_name(params))
-    return [*tables, *(save(figure, folder / f"{name}.png", DPI) for name, figure in figures.items())]
+    plots = [save(figure, folder / f"{name}.png", DPI) for name, figure in figures.items()]
+    return [folder / "trials.csv", folder / BEST, *plots]
 
 
 def _best_params(best: FrozenTrial, trials: Sequence[FrozenTrial], params: Params, study: str) -> str:
@@ -83,7 +83,7 @@ def _best_params(best: FrozenTrial, trials: Sequence[FrozenTrial], params: Param
         section[name] = list(value) if isinstance(value, tuple) else value
     buffer = io.StringIO()
     YAML().dump(sections, buffer)
-    found = f"Trial {best.number}, the best of {len(trials)} (study {study}): validation {_score_name(params)}"
+    found = f"Trial {best.number} of {len(trials)} (study {study}): validation {_score_name(params)}"
     lines = [f"{found} {score(best):.2f} nats per image", *_standing(trials, params)]
     return "".join(f"# {line}\n" for line in lines) + buffer.getvalue()
 
@@ -91,8 +91,8 @@ def _best_params(best: FrozenTrial, trials: Sequence[FrozenTrial], params: Param
 def _standing(trials: Sequence[FrozenTrial], params: Params) -> list[str]:
     """How the best trial compares with params.yaml, and how far that can be trusted."""
     best, current = best_trial(trials), _current_trial(trials, params)
-    trained = f"with one seed for {params.search.epochs} epochs (train.epochs is {params.train.epochs})"
-    lines = [f"warning: trained {trained}: 0.2 nats may be noise, and whole trainings may differ"]
+    epochs = f"{params.search.epochs} epochs (train.epochs: {params.train.epochs})"
+    lines = [f"warning: one seed, {epochs}: 0.2 nats may be noise"]
     if best and current and best.number == current.number:
         return [f"no trial beats the values of params.yaml (trial {current.number})"]
     if best and current:
@@ -150,7 +150,8 @@ def closing_table(study: optuna.Study, params: Params, folder: Path = FOLDER) ->
         top.to_string(index=False, float_format=lambda value: f"{value:.4g}"),
         *_standing(trials, params),
         f"{len(rows)} trials, {states.get('PRUNED', 0)} pruned, {states.get('FAIL', 0)} failed; "
-        f"{rows['seconds'].sum() / 3600:.2f} hours of training; results in {folder}/",
-        f"`{adopt}` writes the best values into params.yaml",
+        f"{rows['seconds'].sum() / 3600:.2f} hours of training",
+        f"results: {folder}/",
+        f"best values into params.yaml: {adopt}",
     ]
     return "\n".join(lines)

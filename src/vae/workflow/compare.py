@@ -12,8 +12,6 @@ from vae import tracking
 from vae.errors import DataError, one_line
 from vae.workflow.command_line import errors_in_one_line
 
-SECTIONS = ("seed", "data", "model", "train", "evaluate")  # of params.yaml: what the metrics depend on
-
 
 def compare() -> Table:
     """A table of the commit, its experiments, and the workspace if its params or results are none of theirs.
@@ -46,8 +44,9 @@ def compare() -> Table:
 
 
 def _params(row: Mapping[str, Any]) -> list[str]:
-    """The parameters as `dvc exp run -S` takes them."""
-    values = {name: value for name, value in row.items() if name.split(".")[0] in SECTIONS}
+    """The parameters that metrics depend on, as `dvc exp run -S` takes them."""
+    sections = ("seed", "data", "model", "train", "evaluate")
+    values = {name: value for name, value in row.items() if name.split(".")[0] in sections}
     return [f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in values.items()]
 
 
