@@ -82,11 +82,6 @@ def load_model(params: Params, device: Any) -> VAE:
     return model
 
 
-def write_run(experiment: str, run_id: str) -> None:
-    """Record the MLflow run that trained the model, together with the checksum of the model's weights."""
-    write_json(RUN, {"experiment": experiment, "run_id": run_id, "weights_sha256": sha256(MODEL)})
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; an empty one where the file can't be read."""
     try:
