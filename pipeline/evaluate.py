@@ -19,6 +19,7 @@ from vae.evaluation.linear_probe import linear_probe_accuracy, posterior_means
 from vae.evaluation.sample_quality import sample_quality
 from vae.files import rounded, sha256, write_atomically, write_json
 from vae.models.vae import VAE
+from vae.tracking.kinds import log_test
 from vae.workflow.command_line import RESUMED, run_stage
 from vae.workflow.stages import METRICS, MODEL, RAW, checkpoint_folder, load_model, read_dataset
 
@@ -63,7 +64,7 @@ def main(params: Params) -> None:
     print(describe(metrics, params))
     print(f"all metrics: {METRICS / 'evaluation.json'}, by class: {METRICS / 'per_class.csv'}")
     with tracking.resume(params, hardware, dataset, sha256(MODEL)) as run:
-        run.log_metrics(metrics, prefix="test/")
+        log_test(run, params, dataset, metrics)
         run.log_tags({f"test.{name}": value for name, value in protocol.items()})
         run.log_artifact(METRICS / "per_class.csv")
     checkpoints.delete()

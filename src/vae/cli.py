@@ -37,6 +37,7 @@ def train(params: Params, output: Path, data: Path) -> None:
     from vae.evaluation.likelihood import describe, evaluate
     from vae.files import write_json
     from vae.plots.report import save_figures
+    from vae.tracking.kinds import log_test
     from vae.workflow.stages import fetch_dataset
     from vae.workflow.tracked_training import tracked_training
 
@@ -52,7 +53,7 @@ def train(params: Params, output: Path, data: Path) -> None:
         print(describe(metrics, params))
         tests = {f"test/{name}": value for name, value in metrics.items()}
         write_json(output / "metrics.json", {"dataset": record["name"], **training.summary, **tests})
-        training.run.log_metrics(tests)
+        log_test(training.run, params, record, metrics)
         history = pd.DataFrame(training.fitted.history)
         figures = save_figures(training.model.cpu(), load(raw, "train"), test, result, history, params, output)
         for path in figures:

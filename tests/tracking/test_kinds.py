@@ -8,6 +8,7 @@ import torch
 from vae import tracking
 from vae.config import ModelParams, Params, TrainParams
 from vae.device import Hardware
+from vae.tracking.kinds import log_test
 
 from .conftest import CPU, DATASET
 
@@ -84,8 +85,42 @@ def test_a_stage_finds_the_run_of_its_weights_or_opens_one_that_says_how_they_we
     assert resumed("bbbb") == opened
 
 
-def test_a_run_is_named_after_what_often_differs():
-    model, train = ModelParams(hidden_dims=(512, 512), latent_dim=32), TrainParams(beta=1.0, learning_rate=2e-3)
-    assert tracking.run_name(Params(model=model, train=train)) == "mlp512x2-z32-b1-lr0.002"
-    model, train = ModelParams(architecture="conv", hidden_dims=(32, 64), latent_dim=2), TrainParams(beta=0.5)
-    assert tracking.run_name(Params(model=model, train=train)).startswith("conv32-64-z2-b0.5-lr")
+@pytest.mark.parametrize(
+    ("values", "name"),
+    [
+        ({}, "mlp512x3-z40"),
+        ({"train.device": "cpu", "data.source": "bundled", "search.n_trials": 3}, "mlp512x3-z40"),
+        (
+            {"seed": 1, "model.prior": "vampprior", "train.epochs": 2, "train.beta": 4.0},
+            "mlp512x3-z40 · vampprior · 2 epochs · β4 · seed 1",
+        ),
+        (
+            {"model.hidden_dims": [32, 16], "model.residual": False, "train.epochs": 1, "train.learning_rate": 2e-3},
+            "mlp32-16-z40 · residual False · 1 epoch · lr0.002",
+        ),
+        ({"train.objective": "iwae", "train.importance_samples": 5}, "mlp512x3-z40 · iwae · k=5"),
+        ({"evaluate.importance_samples": 20, "render.dpi": 50}, "mlp512x3-z40 · 20 NLL samples · dpi 50"),
+    ],
+)
+def test_a_run_is_named_after_what_differs_from_the_defaults(values, name):
+    assert tracking.run_name(Params().replaced(values)) == name
+
+
+@pytest.mark.usefixtures("store")
+def test_a_name_is_as_long_as_mlflow_takes_and_a_trial_is_named_after_its_values():
+    with tracking.open_run(tracking.run_name(Params(model=ModelParams(hidden_dims=tuple(range(1, 200)))))) as run:
+        pass
+    assert len(tracking.mlflow.get_run(run.id).info.run_name) == 250
+    with tracking.trial_run(3, None, Params(train=TrainParams(beta=0.51234)), CPU, DATASET) as trial:
+        assert trial.name == "trial 3 · latent_dim 40 · β0.512 · lr0.003"
+
+
+@pytest.mark.usefixtures("store")
+def test_a_description_says_what_was_trained_and_what_came_out_and_numbers_of_images_are_tags():
+    metrics = {"nll": 84.721, "nll_standard_error": 0.228, "elbo": -88.11, "n_test": 10000}
+    with tracking.open_run("described") as run:
+        log_test(run, Params(seed=1), DATASET, metrics)
+    data = data_of(run.id)
+    described = "NLL 84.72 ± 0.23, −ELBO 88.11; 500 samples\n\nmlp512x3-z40 · seed 1 on MNIST"
+    assert (data.tags["mlflow.note.content"], data.tags["test.n_test"]) == (described, "10000")
+    assert data.metrics.keys() == {"test/nll", "test/nll_standard_error", "test/elbo"}

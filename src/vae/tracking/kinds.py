@@ -9,13 +9,21 @@ from typing import Any
 
 import mlflow
 
-from vae.config import Params
+from vae.config import Params, searched_section
 from vae.device import Hardware
+from vae.errors import hide_passwords
 from vae.files import PACKAGE, fingerprint
-from vae.tracking.run import Run, ending, loggable, open_run, sync, tolerant
+from vae.tracking.run import Run, ending, open_run, sync, tolerant
 from vae.tracking.store import SEARCH_EXPERIMENT
 
 PARENT = "mlflow.parentRunId"
+# Left out of a run's name: what its first part says already, and what changes no result.
+UNNAMED = {"model.architecture", "model.hidden_dims", "model.latent_dim", "data.source", "data.mirrors"}
+UNNAMED |= {"train.device", "train.precision", "train.compile", "evaluate.chunk_size"}
+SHORT = dict.fromkeys(("data.dataset", "model.prior", "train.optimizer", "train.objective", "train.lr_schedule"), "{}")
+SHORT |= {"train.beta": "β{}", "train.learning_rate": "lr{}", "train.importance_samples": "k={}"}
+SHORT |= {"train.epochs": "{} epochs", "evaluate.importance_samples": "{} NLL samples"}
+COUNTS = {"n_test", "linear_probe_images", "classifier_images"}  # are no results: tags, not charts
 CODE = ["src", "pipeline", "params.yaml", "dvc.yaml", "pyproject.toml", "requirements.lock"]
 
 
@@ -50,7 +58,8 @@ def trial_run(
     number: int, parent: str | None, params: Params, hardware: Hardware, dataset: Mapping[str, Any]
 ) -> Iterator[Run]:
     """Open a run for a search's trial, as a child of the search's run. Trouble with MLflow raises no error."""
-    opened = Run(f"trial {number}", experiment=SEARCH_EXPERIMENT)
+    values = [_shown(params, f"{searched_section(name)}.{name}") for name in params.search.space]
+    opened = Run(" · ".join([f"trial {number}", *values]), experiment=SEARCH_EXPERIMENT)
     with ending(opened):
         opened.log_tags({"trial": number} | ({PARENT: parent} if parent else {}))
         log_settings(opened, params, hardware, dataset)
@@ -71,8 +80,7 @@ def new_search(params: Params, dataset: Mapping[str, Any]) -> str:
     search = Run("search", experiment=SEARCH_EXPERIMENT)
     search.create()
     # The numbers of trials and workers and the pruner may change when the search is continued; a run's params can't.
-    changeable = ("search.n_trials", "search.workers", "search.pruner")
-    search.log_params({name: value for name, value in params.flat().items() if name not in changeable})
+    search.log_params(_settings(params, without=("search.n_trials", "search.workers", "search.pruner")))
     search.log_tags({**_data_tags(dataset), **_code_tags()})
     return search.id
 
@@ -91,9 +99,10 @@ def log_settings(run: Run, params: Params, hardware: Hardware, dataset: Mapping[
     run.log_tags(_tags(hardware, dataset))
 
 
-def _settings(params: Params) -> dict[str, str]:
-    """The parameters of a run that is no search, as MLflow shows them."""
-    return {name: loggable(value) for name, value in params.flat().items() if not name.startswith("search.")}
+def _settings(params: Params, without: tuple[str, ...] = ("search.",)) -> dict[str, str]:
+    """The parameters as MLflow shows them; those that begin with one of `without` are left out."""
+    lists = {name: list(value) if isinstance(value, tuple) else value for name, value in params.flat().items()}
+    return {name: hide_passwords(str(value)) for name, value in lists.items() if not name.startswith(without)}
 
 
 def _tags(hardware: Hardware, dataset: Mapping[str, Any]) -> dict[str, str]:
@@ -123,8 +132,28 @@ def _git(*arguments: str) -> str:
 
 
 def run_name(params: Params) -> str:
-    """The values that most often differ between runs, in short: `mlp512x2-z32-b1-lr0.002`."""
-    model, train = params.model, params.train
+    """The model, and what differs from the defaults: `mlp512x3-z40 · vampprior · 2 epochs · β4 · seed 1`."""
+    model, values, defaults = params.model, params.flat(), Params().flat()
     widths = list(model.hidden_dims)
     shown = f"{widths[0]}x{len(widths)}" if len(set(widths)) == 1 else "-".join(map(str, widths))
-    return f"{model.architecture}{shown}-z{model.latent_dim}-b{train.beta:g}-lr{train.learning_rate:g}"
+    names = [name for name in _settings(params) if values[name] != defaults[name] and name not in UNNAMED]
+    names.sort(key=lambda name: name.startswith(("seed", "data.")))  # last
+    parts = [_shown(params, name) for name in names]
+    return " · ".join([f"{model.architecture}{shown}-z{model.latent_dim}", *parts])
+
+
+def _shown(params: Params, name: str) -> str:
+    """A parameter, by its dotted name, and its value, in short."""
+    value = params.flat()[name]
+    text = f"{value:.3g}" if isinstance(value, float) else str(value)
+    shown = SHORT.get(name, f"{name.rpartition('.')[2]} {{}}").format(text)
+    return shown.removesuffix("s") if value == 1 else shown
+
+
+def log_test(run: Run, params: Params, dataset: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
+    """Log the metrics of the test images, and as the run's description what came out and what was trained."""
+    run.log_metrics({name: value for name, value in metrics.items() if name not in COUNTS}, prefix="test/")
+    error = f" ± {metrics['nll_standard_error']:.2f}" if "nll_standard_error" in metrics else ""
+    outcome = f"NLL {metrics['nll']:.2f}{error}, −ELBO {-metrics['elbo']:.2f}"
+    note = f"{outcome}; {params.evaluate.importance_samples} samples\n\n{run_name(params)} on {dataset['name']}"
+    run.log_tags({f"test.{name}": metrics[name] for name in COUNTS & metrics.keys()} | {"mlflow.note.content": note})
