@@ -45,7 +45,8 @@ def test_the_deps_of_a_stage_are_the_code_that_it_imports(stage):
         return f"{module}.".startswith(f"{name}.")
 
     assert script in listed
-    missing = {module for module in used if not any(covers(name, module) for name in code | NO_OUTPUT_DEPENDS_ON)}
+    without_output = NO_OUTPUT_DEPENDS_ON | ({"vae.plots"} if stage == "train" else set())  # its pictures are in MLflow
+    missing = {module for module in used if not any(covers(name, module) for name in code | without_output)}
     assert missing <= {"vae", "vae.workflow"}  # packages whose __init__ computes nothing
     assert [name for name in code if not any(covers(name, module) for module in used)] == []
 

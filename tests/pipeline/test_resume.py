@@ -103,7 +103,7 @@ def assert_one_whole_run(project, epochs):
     assert client.get_run(run_id).info.status == "FINISHED"
     points = client.get_metric_history(run_id, "val/neg_elbo")
     assert [point.step for point in points] == list(range(1, epochs + 1))
-    assert {file.path for file in client.list_artifacts(run_id)} == {"vae.safetensors", "history.csv"}
+    assert {file.path for file in client.list_artifacts(run_id)} == {"vae.safetensors", "history.csv", "images"}
     assert not list((project / ".ckpt/train").iterdir())
     return run_id
 

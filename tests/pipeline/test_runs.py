@@ -5,6 +5,8 @@ import json
 import pytest
 
 from vae.files import sha256
+from vae.tracking.store import mlflow
+from vae.workflow import tracked_training
 
 PARENT = "mlflow.parentRunId"
 
@@ -53,3 +55,35 @@ def test_a_further_evaluation_says_how_the_weights_were_trained_not_what_params_
     stage("evaluate").succeeds()
     further, _ = runs_of(project)
     assert (further.data.params["train.epochs"], further.data.params["evaluate.importance_samples"]) == ("2", "2")
+
+
+def test_a_run_has_pictures_by_epoch_and_its_constants_are_tags(reproduced, runs_of):
+    (run,) = runs_of(reproduced)
+    assert {(name, step) for name, step in shown(reproduced, run)} == {
+        (name, step) for name in ("samples", "reconstructions", "latent_space") for step in (1, 2)
+    }
+    trained = json.loads((reproduced / "metrics/train.json").read_text())
+    constants = ("best_epoch", "epochs", "parameters")
+    assert {name: run.data.tags[name] for name in constants} == {name: str(trained[name]) for name in constants}
+    assert not [name for name in run.data.metrics if name.endswith((*constants, "n_test"))]
+
+
+def test_a_resumed_training_has_the_pictures_of_all_its_epochs(stage, project, runs_of, monkeypatch):
+    def interrupt(record, epochs):
+        if record["epoch"] == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tracked_training, "describe", interrupt)
+        assert stage("train", "--epochs=5").code == 130
+    stage("train", "--epochs=5").succeeds()
+    run, _ = runs_of(project)
+    assert sorted(step for name, step in shown(project, run) if name == "samples") == [1, 2, 4, 5]
+
+
+def shown(project, run):
+    """The name and step of each picture that MLflow shows by step."""
+    assert run.data.tags["mlflow.loggedImages"] == "True"
+    files = mlflow.MlflowClient(project.store).list_artifacts(run.info.run_id, "images")
+    parts = [file.path.removeprefix("images/").split("+") for file in files if file.path.endswith(".png")]
+    return [(name, int(step)) for name, _, step, *_ in parts]

@@ -36,9 +36,10 @@ def ui(link: str) -> None:
         raise TrackingError(f"something answers at {link} already: open that, or set MLFLOW_PORT=5001 for a second UI")
     # Not an argument of the server's, which the list of processes would show to everyone: it may hold a password.
     os.environ |= {"MLFLOW_BACKEND_STORE_URI": tracking_uri(), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    os.environ["PYTHONWARNINGS"] = "ignore"
     # MLFLOW_PORT is the port. At a lower level, uvicorn logs each request, and a traceback after Ctrl-C.
     options = ["--host", "127.0.0.1", "--workers", "1", "--uvicorn-opts", "--log-level critical"]
-    server = subprocess.Popen([sys.executable, "-W", "ignore", "-m", "mlflow", "server", *options])
+    server = subprocess.Popen([sys.executable, "-m", "mlflow", "server", *options])
     signal.signal(signal.SIGTERM, lambda *_: server.terminate())
     with suppress(KeyboardInterrupt):
         while server.poll() is None and not _answers(link):

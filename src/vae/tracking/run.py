@@ -23,6 +23,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
+from PIL import Image
 
 from vae.errors import TrackingError, hide_passwords, one_line
 from vae.files import project_root, write_atomically
@@ -30,6 +31,7 @@ from vae.tracking.store import EXPERIMENT, MLFLOW_ERRORS, experiment_id, shown_s
 
 BACKOFF = 10  # times the duration of a failed attempt without another one: they cost at most a tenth of the time
 REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
+LONGEST_NAME = 250  # of a run, that MLflow's database takes
 NO_SUCH_RUN = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST")
 KEY = "run.key"  # the tag by which a run is found whose creation succeeded although it seemed to fail
 
@@ -41,11 +43,6 @@ def unsynced() -> Path:
 
 def _now() -> int:
     return int(time.time() * 1000)
-
-
-def loggable(value: Any) -> str:
-    """A param's or tag's value as MLflow gets it: text without passwords, and lists in brackets."""
-    return hide_passwords(str(list(value) if isinstance(value, tuple) else value))
 
 
 @dataclass
@@ -67,16 +64,16 @@ class Run:
     tags: dict[str, str] = field(default_factory=dict)
     metrics: list[tuple[str, float, int, int]] = field(default_factory=list)  # name, value, time, step
     dataset: list[str] | None = None
-    artifacts: list[tuple[str, str | None]] = field(default_factory=list)  # file, folder in MLflow
+    artifacts: list[tuple[str, Any]] = field(default_factory=list)  # file, and folder or what log_image gets
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Add parameters. Those that the run has can't change."""
-        self.params |= {name: loggable(value) for name, value in params.items()}
+        self.params |= {name: hide_passwords(str(value)) for name, value in params.items()}
         self._log()
 
     def log_tags(self, tags: Mapping[str, Any]) -> None:
         """Set tags."""
-        self.tags |= {name: loggable(value) for name, value in tags.items()}
+        self.tags |= {name: hide_passwords(str(value)) for name, value in tags.items()}
         self._log()
 
     def log_metrics(self, metrics: Mapping[str, Any], prefix: str = "", step: int = 0) -> None:
@@ -93,6 +90,16 @@ class Run:
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Add a file."""
         self.artifacts.append((str(path.absolute()), folder))
+        self._log()
+
+    def log_image(self, name: str, image: Image.Image, step: int) -> None:
+        """Add a picture, which MLflow shows beside those of other steps."""
+        path = self._folder / f"{name}-{step}.png"
+        with suppress(OSError):  # a full disk
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image.save(path)
+            self.tags["mlflow.loggedImages"] = "True"  # MLflow sets it last: a failure then would log the file again
+            self.artifacts.append((path.name, {"key": name, "step": step, "timestamp": _now()}))
         self._log()
 
     def end(self, status: str) -> None:
@@ -112,7 +119,7 @@ class Run:
         client, experiment = MlflowClient(), experiment_id(self.experiment)
         created = client.search_runs([experiment], f"tags.`{KEY}` = '{self.key}'")
         tags = resolve_tags({**self.tags, KEY: self.key})
-        run = created[0] if created else client.create_run(experiment, self.start_time, tags, self.name)
+        run = created[0] if created else client.create_run(experiment, self.start_time, tags, self.name[:LONGEST_NAME])
         self.id = run.info.run_id
 
     def _log(self) -> None:
@@ -137,9 +144,11 @@ class Run:
             client.set_terminated(self.id, self.status, self.end_time)
             self.status = None
         while self.artifacts:  # last: they are large, and stored elsewhere
-            path, folder = self.artifacts[0]
-            if (self._folder / path).exists():
-                client.log_artifact(self.id, str(self._folder / path), folder)
+            path, folder = self._folder / self.artifacts[0][0], self.artifacts[0][1]
+            if path.exists() and isinstance(folder, dict):
+                client.log_image(self.id, Image.open(path), **folder)
+            elif path.exists():
+                client.log_artifact(self.id, str(path), folder)
             del self.artifacts[0]
         shutil.rmtree(self._folder, ignore_errors=True)
 

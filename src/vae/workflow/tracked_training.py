@@ -13,10 +13,11 @@ from filelock import FileLock, Timeout
 from vae import tracking
 from vae.checkpoints import Checkpoints
 from vae.config import Params
-from vae.data.datasets import load, split_validation
+from vae.data.datasets import Split, load, split_validation
 from vae.device import Hardware, resolve
 from vae.files import sha256, write_atomically, write_json
 from vae.models.vae import VAE
+from vae.plots.by_epoch import pictures
 from vae.training.loop import Fitted, Record, fit
 
 RUN_ID = "run_id"  # the file in the folder of checkpoints that holds the ID of the training's MLflow run
@@ -83,6 +84,7 @@ def tracked_training(
             records.append(record)
             _write_history(history, records)
             print(describe(record, params.train.epochs), flush=True)
+            _log_pictures(run, model, validation, params, int(record["epoch"]))
             log(record)
 
         if interrupted_run:
@@ -110,12 +112,21 @@ def tracked_training(
         summary, seconds = _summary(model, fitted), _seconds(fitted.history)
         print(f"best epoch {fitted.best_epoch}: validation −ELBO {fitted.best['val/neg_elbo']:.2f} nats per image")
         yield Training(model, hardware, fitted, summary, seconds, run)
-        run.log_metrics(summary | {"seconds": seconds}, prefix="summary/")
+        metrics = {name: value for name, value in summary.items() if name.startswith("val/")}
+        run.log_metrics(metrics | {"seconds": seconds}, prefix="summary/")
+        run.log_tags({name: value for name, value in summary.items() if name not in metrics})
         run.log_tags({"model.sha256": sha256(weights)})
         for path in (weights, history):
             run.log_artifact(path)
         if saved:
             saved.delete()
+
+
+def _log_pictures(run: tracking.Run, model: VAE, validation: Split, params: Params, epoch: int) -> None:
+    """Log pictures of the model after epochs 1, 2, 4, 8, … and the last."""
+    if epoch & (epoch - 1) == 0 or epoch == params.train.epochs:
+        for name, picture in pictures(model, validation, params.data.binarization, params.seed).items():
+            run.log_image(name, picture, epoch)
 
 
 def _own_checkpoints(folder: Path, stack: ExitStack) -> Checkpoints | None:
