@@ -7,6 +7,7 @@ import subprocess
 import sys
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from ruamel.yaml import YAML
@@ -64,7 +65,7 @@ class Project:
 
     @property
     def store(self):
-        return f"sqlite:///{self.root / 'mlruns' / 'mlflow.db'}"
+        return f"sqlite+pysqlite:///{quote(str(self.root / 'mlruns/mlflow.db'))}"
 
     def set(self, params):
         yaml = YAML()
