@@ -122,8 +122,8 @@ def test_an_unreachable_tracking_server_is_refused_before_anything_is_written(st
 
 def test_the_saved_weights_are_those_of_the_best_epoch_not_the_last(stage, project):
     rising = {"beta": 400, "kl_warmup_epochs": 100, "epochs": 6}  # from 4 to 24: the latent space collapses
-    settings = {**rising, "batch_size": 128, "learning_rate": 1e-2, "lr_schedule": "constant"}
-    project.set({f"train.{name}": value for name, value in settings.items()})
+    settings = {**rising, "batch_size": 128, "optimizer": "adam", "learning_rate": 1e-2, "lr_schedule": "constant"}
+    project.set({"model.prior": "gaussian_mixture", **{f"train.{name}": value for name, value in settings.items()}})
     stage("train").succeeds()
     curve = pd.read_csv(project / HISTORY)["val/neg_elbo"]
     assert curve.iloc[-1] > curve.min() + 5
