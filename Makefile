@@ -24,6 +24,7 @@ names_search := TRIALS EPOCHS WORKERS
 names_adopt := FROM
 names_examples := QUICK
 names_published := RECIPES EPOCHS
+names_ui := MLFLOW_PORT
 names := $(foreach goal,$(MAKECMDGOALS),$(names_$(goal))) PYTHON
 unknown := $(filter-out $(names),$(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
 $(if $(unknown),$(error $(strip make $(MAKECMDGOALS)) has no $(unknown:%=%=): there are $(names:%=%=)))

@@ -21,7 +21,7 @@ from vae.files import rounded, sha256, write_atomically, write_json
 from vae.models.vae import VAE
 from vae.tracking.kinds import log_test
 from vae.workflow.command_line import RESUMED, run_stage
-from vae.workflow.stages import METRICS, MODEL, RAW, checkpoint_folder, load_model, read_dataset
+from vae.workflow.stages import METRICS, MODEL, RAW, checkpoint_folder, load_model, read_dataset, training_run
 
 # What `dvc metrics diff`, `dvc exp show` and `make compare` show of an evaluation.
 COMPARED = (
@@ -63,7 +63,7 @@ def main(params: Params) -> None:
     write_arrays(METRICS / "latents.npz", mu=result.mu, logvar=result.logvar, labels=labels)
     print(describe(metrics, params))
     print(f"all metrics: {METRICS / 'evaluation.json'}, by class: {METRICS / 'per_class.csv'}")
-    with tracking.resume(params, hardware, dataset, sha256(MODEL)) as run:
+    with tracking.resume(params, hardware, dataset, sha256(MODEL), training_run(params)) as run:
         log_test(run, params, dataset, metrics)
         run.log_tags({f"test.{name}": value for name, value in protocol.items()})
         run.log_artifact(METRICS / "per_class.csv")

@@ -8,17 +8,18 @@ from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
+import torch
 
 from vae import tracking
 from vae.config import Params
 from vae.data.datasets import load
-from vae.device import resolve
+from vae.device import Hardware
 from vae.errors import DataError
 from vae.evaluation.likelihood import Evaluation
 from vae.files import sha256
 from vae.plots.report import save_figures
 from vae.workflow.command_line import run_stage
-from vae.workflow.stages import FIGURES, METRICS, MODEL, RAW, load_model, read_dataset
+from vae.workflow.stages import FIGURES, METRICS, MODEL, RAW, load_model, read_dataset, training_run
 
 
 def main(params: Params) -> None:
@@ -29,8 +30,8 @@ def main(params: Params) -> None:
     tracking.connect()
     figures = save_figures(model, load(RAW, "train"), load(RAW, "test"), result, history, params, FIGURES)
     print(f"{len(figures)} figures in {FIGURES}/")
-    hardware = resolve(params.train)
-    with tracking.resume(params, hardware, read_dataset(), sha256(MODEL)) as run:
+    cpu = Hardware(torch.device("cpu"), "fp32", compile=False)
+    with tracking.resume(params, cpu, read_dataset(), sha256(MODEL), training_run(params)) as run:
         for path in figures:
             run.log_artifact(path, "figures")
 

@@ -4,7 +4,7 @@ from vae.config import Params
 from vae.device import resolve
 from vae.files import rounded, sha256, write_json
 from vae.workflow.command_line import RESUMED, run_stage
-from vae.workflow.stages import METRICS, MODEL, RAW, RUN, checkpoint_folder, read_dataset
+from vae.workflow.stages import METRICS, MODEL, RAW, RUN, checkpoint_folder, read_dataset, run_facts
 from vae.workflow.tracked_training import tracked_training
 
 
@@ -13,7 +13,7 @@ def main(params: Params) -> None:
     dataset, checkpoints = read_dataset(), checkpoint_folder("train", params, resolve(params.train))
     with tracked_training(params, dataset, RAW, MODEL, METRICS / "history.csv", checkpoints=checkpoints) as training:
         write_json(METRICS / "train.json", rounded(training.summary) | {"weights_sha256": sha256(MODEL)[:12]})
-        write_json(RUN, {"run_id": training.run.id, "weights_sha256": sha256(MODEL)})
+        write_json(RUN, {"run_id": training.run.id, **run_facts(params)})
         print(f"weights: {MODEL}; each epoch: {METRICS / 'history.csv'}")
 
 

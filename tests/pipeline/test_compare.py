@@ -39,7 +39,7 @@ def test_the_table_has_each_experiment_with_its_params_metrics_and_time_in_100_c
     sets = ["-S", "evaluate.importance_samples=4", "-S", "evaluate.chunk_size=2000"]
     project.dvc("exp", "run", "--name", NAME, *sets)
     second = read_metrics(project, "evaluate")
-    project.dvc("exp", "run", "--queue", "--name", "later", "-S", "train.beta=4", "-S", "model.hidden_dims=[16,16]")
+    project.dvc("exp", "run", "--queue", "--name", "64", "-S", "train.beta=4", "-S", "model.hidden_dims=[16,16]")
     done = compare(project.root)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
@@ -54,7 +54,7 @@ def test_the_table_has_each_experiment_with_its_params_metrics_and_time_in_100_c
         assert sum(param in line for line in lines) == 2, param
     for param in ("train.beta=4", "model.hidden_dims=[16, 16]"):
         assert sum(param in line for line in lines) == 1, param
-    (queued,) = [line for line in lines if line.startswith("later")]
+    (queued,) = [line for line in lines if line.startswith("64 ")]
     assert queued.split()[1] == "Queued"
 
 

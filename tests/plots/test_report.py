@@ -40,6 +40,19 @@ def test_a_tsne_is_repeatable():
     np.testing.assert_array_equal(tsne(mu), tsne(mu))
 
 
+def test_a_collapsed_model_has_figures_without_a_tsne(bundled):
+    model = VAE.from_params(ModelParams(hidden_dims=(16,), latent_dim=3, prior="standard"), 0)
+    for parameter in model.encoder.parameters():
+        parameter.data.zero_()
+    split = load(bundled[0], "train")
+    split = Split(split.images[:300], split.labels[:300])
+    result = evaluate(model, binarize_once(split.images, "dynamic"), split.labels, EvaluateParams(importance_samples=1))
+    row = {f"{part}/{key}": [1.0] for part in ("train", "val") for key in ("neg_elbo", "reconstruction", "kl")}
+    history = pd.DataFrame({"epoch": [1], **row, "improved": [1]})
+    figures = dict(report.plot_all(model, split, split, result, history, Params()))
+    assert len(figures["latent_space"].axes) == 1
+
+
 def test_the_bar_of_an_inactive_dimension_can_be_seen():
     figure = kl_per_dimension(np.array([2.5, 0.003]), 0.01, np.array([1.0, 0.001]))
     figure.draw_without_rendering()

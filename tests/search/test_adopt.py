@@ -80,3 +80,12 @@ def test_values_that_are_not_allowed_are_not_adopted(params_yaml, content, error
     with pytest.raises((ConfigError, SearchError), match=error):
         adopt()
     assert params_yaml.read_bytes() == before
+
+
+def test_a_file_that_cannot_be_edited_by_line_is_left_as_it_is(params_yaml):
+    before = PARAMS.replace("[512, 512]  # widths", "[512,\n    512]")
+    params_yaml.write_text(before)
+    (params_yaml.parent / "search/best_params.yaml").write_text(BEST)
+    with pytest.raises(SearchError, match="by hand"):
+        adopt()
+    assert params_yaml.read_text() == before

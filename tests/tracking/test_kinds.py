@@ -1,9 +1,11 @@
 """Every run has all parameters, and names its hardware, data, code and weights."""
 
 import subprocess
+from unittest.mock import Mock
 
 import pytest
 import torch
+from mlflow.exceptions import MlflowException
 
 from vae import tracking
 from vae.config import ModelParams, Params, TrainParams
@@ -83,6 +85,37 @@ def test_a_stage_finds_the_run_of_its_weights_or_opens_one_that_says_how_they_we
     assert data.tags.items() >= {"model.sha256": "bbbb", "precision": "fp32", **DATA_TAGS}.items()
     assert data.tags["mlflow.runName"] == tracking.run_name(params)
     assert resumed("bbbb") == opened
+
+
+@pytest.mark.usefixtures("store")
+def test_a_stage_that_cannot_search_mlflow_logs_to_the_run_it_knows_or_to_one_that_is_no_training(monkeypatch):
+    with tracking.open_run("trained") as trained:
+        tracking.log_settings(trained, Params(), CPU, DATASET)
+        trained.log_tags({"model.sha256": "cccc", "best_epoch": 1})
+    with monkeypatch.context() as away:
+        away.setattr(tracking.mlflow, "search_runs", Mock(side_effect=MlflowException("away")))
+        with tracking.resume(Params(), CPU, DATASET, "cccc", trained.id) as known:
+            pass
+        with tracking.resume(Params(), CPU, DATASET, "cccc") as unknown:
+            pass
+    assert known.id == trained.id != unknown.id
+    with tracking.resume(Params(seed=5), CPU, DATASET, "cccc") as other:
+        pass
+    assert data_of(other.id).tags["training.run"] == trained.id
+
+
+@pytest.mark.usefixtures("store")
+def test_a_training_resumed_outside_of_its_experiment_has_its_evaluation(monkeypatch):
+    monkeypatch.setenv("DVC_EXP_NAME", "interrupted")
+    with tracking.open_run("trained") as run:
+        tracking.log_settings(run, Params(), CPU, DATASET)
+    monkeypatch.delenv("DVC_EXP_NAME")
+    with tracking.open_run("trained", run.id) as resumed:
+        tracking.log_settings(resumed, Params(), CPU, DATASET)
+        resumed.log_tags({"model.sha256": "dddd", "best_epoch": 1})
+    with tracking.resume(Params(), CPU, DATASET, "dddd") as evaluated:
+        pass
+    assert evaluated.id == run.id
 
 
 @pytest.mark.parametrize(

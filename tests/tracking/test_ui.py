@@ -2,6 +2,8 @@
 
 import os
 import signal
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import psutil
 import pytest
@@ -25,6 +27,16 @@ def test_a_run_ends_with_its_link(store, capsys):
 def test_the_link_of_a_server_has_its_address_and_no_password(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:s3cret@host:8443/mlflow/")
     assert ui_link("3", "ab12") == "https://host:8443/mlflow/#/experiments/3/runs/ab12"
+
+
+def test_a_port_that_another_server_has_is_refused_in_one_line(store):
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:  # it answers 501
+        Thread(target=server.serve_forever, daemon=True).start()
+        environment = {**ENVIRONMENT, "DVC_ROOT": str(store), "MLFLOW_PORT": str(server.server_port)}
+        with stage_process("-m", "vae.tracking", "ui", cwd=store, env=environment) as ui:
+            errors = ui.communicate(timeout=120)[1]
+        server.shutdown()
+    assert ui.returncode == 1 and errors.startswith("error: something answers at") and "MLFLOW_PORT" in errors
 
 
 @pytest.mark.slow

@@ -64,7 +64,10 @@ def plot_all(
     neighbours = to_float(train.images[nearest(samples[:columns], train.images, 2).T.flatten()])
     images, title = torch.cat([samples[:columns], neighbours]), "Samples and their nearest training images"
     yield "nearest_training_images", image_grids.image_rows(images.numpy(), ["sample", "nearest", "second"], title)
-    embedding = latents.tsne(result.mu[:EMBEDDED]) if mu.shape[1] > 2 else None
+    embedded = result.mu[:EMBEDDED]
+    # Of equal points or very few there is no t-SNE: scikit-learn's ends the process, or raises an error.
+    spread = len(embedded) > 100 and embedded.std(0).max() > 1e-6
+    embedding = latents.tsne(embedded) if mu.shape[1] > 2 and spread else None
     yield "latent_space", latents.latent_space(result.mu, test.labels.numpy(), embedding)
     lines = torch.cat([model.interpolate(mu[first[a]], mu[first[b]], columns) for a, b in PAIRS])
     yield "interpolation", image_grids.interpolation(lines.numpy(), columns, PAIRS)

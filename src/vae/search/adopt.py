@@ -33,9 +33,20 @@ def adopt(folder: Path = FOLDER) -> str:
         section, key = name.split(".")
         if (earlier.get(section) or {}).get(key) != value:
             after = _replaced(after, section, key, value)
+    if _values(after) != _values(before) | best:
+        raise SearchError(f"{PARAMS} has a form that can't be edited line by line: write {best} into it by hand")
     write_atomically(PARAMS, after)
     lines = difflib.unified_diff(before.splitlines(True), after.splitlines(True), str(PARAMS), f"{PARAMS} (adopted)")
     return comment + ("".join(lines) or f"{PARAMS} already has these values\n")
+
+
+def _values(text: str) -> dict[str, Any]:
+    """The values of params.yaml under their dotted names; no values where the text isn't such a file."""
+    try:
+        sections = YAML(typ="safe", pure=True).load(text).items()
+        return {f"{section}.{name}": value for section, values in sections for name, value in dict(values).items()}
+    except (YAMLError, AttributeError, TypeError, ValueError):
+        return {}
 
 
 def _read_best(path: Path) -> tuple[str, dict[str, Any]]:

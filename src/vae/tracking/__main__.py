@@ -44,8 +44,11 @@ def ui(link: str) -> None:
     with suppress(KeyboardInterrupt):
         while server.poll() is None and not _answers(link):
             time.sleep(0.2)
-        if server.poll() is None:
-            _show(link)
+        if server.poll() is not None:
+            raise TrackingError(
+                "the MLflow server ended: where its port is taken, MLFLOW_PORT=5001 make ui has another"
+            )
+        _show(link)
         server.wait()
     server.terminate()  # a terminal's Ctrl-C has reached it, one of `kill -INT` has not
     sys.exit(server.wait())
@@ -59,7 +62,8 @@ def _show(link: str) -> None:
 
 def _answers(link: str) -> bool:
     with suppress(requests.RequestException):
-        return bool(requests.get(link, timeout=5, proxies={"no_proxy": "127.0.0.1"}))
+        requests.get(link, timeout=5, proxies={"no_proxy": "127.0.0.1"})
+        return True
     return False
 
 

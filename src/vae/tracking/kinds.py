@@ -28,19 +28,22 @@ CODE = ["src", "pipeline", "params.yaml", "dvc.yaml", "pyproject.toml", "require
 
 
 @contextmanager
-def resume(params: Params, hardware: Hardware, dataset: Mapping[str, Any], model_sha256: str) -> Iterator[Run]:
+def resume(
+    params: Params, hardware: Hardware, dataset: Mapping[str, Any], model_sha256: str, run_id: str = ""
+) -> Iterator[Run]:
     """Open the run of these weights, params, code and DVC experiment, or a new one below the run of the training.
 
     What a run shows thus belongs together. How the weights were trained is known from the training's run, which is
-    found by its tag. Trouble with MLflow raises no error.
+    found by its tags. If MLflow can't be searched, the run is `run_id`, or a new one. It raises no error.
     """
-    settings, found = _settings(params), ""
+    settings, found = _settings(params), run_id
     tags = {**_tags(hardware, dataset), "model.sha256": model_sha256}
     with tolerant():
         sync()  # the training's run may be without its tag
         query = f"tags.`model.sha256` = '{model_sha256}'"
         runs = mlflow.search_runs(filter_string=query, order_by=["start_time DESC"], output_format="list")
-        if trained := next((run for run in runs if PARENT not in run.data.tags), None):
+        found = ""
+        if trained := next((run for run in runs if "best_epoch" in run.data.tags), None):
             settings |= {name: value for name, value in trained.data.params.items() if name.startswith("train.")}
             tags |= {PARENT: trained.info.run_id, "training.run": trained.info.run_id}
         for run in runs[::-1]:
@@ -119,9 +122,10 @@ def _code_tags() -> dict[str, str]:
     """The code's fingerprint, the commit, whether the code was changed since, and DVC's experiment, if it is one."""
     commit = _git("rev-parse", "HEAD")
     dirty = str(bool(_git("status", "--porcelain", "--", *CODE))).lower() if commit else ""
-    tags = {"git.commit": commit, "git.dirty": dirty, "dvc.experiment": os.environ.get("DVC_EXP_NAME", "")}
-    tags["code.fingerprint"] = fingerprint(None, [PACKAGE, *sorted(Path("pipeline").glob("*.py"))])
-    return {name: value for name, value in tags.items() if value}
+    git = {name: value for name, value in {"git.commit": commit, "git.dirty": dirty}.items() if value}
+    code = fingerprint(None, [PACKAGE, *sorted(Path("pipeline").glob("*.py"))])
+    # Empty, too: it replaces that of an experiment whose interrupted training is resumed outside of it.
+    return git | {"code.fingerprint": code, "dvc.experiment": os.environ.get("DVC_EXP_NAME", "")}
 
 
 def _git(*arguments: str) -> str:

@@ -39,7 +39,9 @@ def compare() -> Table:
         nll, spread, *others = ["" if value is None else f"{abs(value):.2f}" for value in values]
         different = [param for param in _params(row) if param not in _params(commit)]
         bounds = f"{nll} ± {spread}" if nll else row["State"]
-        table.add_row(row["Experiment"] or row["rev"], bounds, *others, "\n".join(different))
+        label = row["Experiment"] or row["rev"]
+        label = label if isinstance(label, str) else f"{label:.0f}"  # DVC makes numbers of names such as `64`
+        table.add_row(label, bounds, *others, "\n".join(different))
     return table
 
 

@@ -82,6 +82,17 @@ def load_model(params: Params, device: Any) -> VAE:
     return model
 
 
+def training_run(params: Params) -> str:
+    """The MLflow run that trained the weights with these params, as models/run.json records it; "" for another one."""
+    run, facts = _read_json(RUN), run_facts(params)
+    return str(run["run_id"]) if run.items() >= facts.items() else ""
+
+
+def run_facts(params: Params) -> dict[str, str]:
+    """What models/run.json records beside the run: the checksums of its weights and params."""
+    return {"weights_sha256": sha256(MODEL), "params": fingerprint(params.flat())}
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; an empty one where the file can't be read."""
     try:

@@ -1,5 +1,6 @@
 """A training that is printed, saved and logged to MLflow epoch by epoch: that of the train stage and of `train-vae`."""
 
+import math
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -64,8 +65,7 @@ def tracked_training(
     print(f"{dataset['name']}: {len(train):,} to train on, {len(validation):,} to validate\n{hardware}", flush=True)
     with ExitStack() as stack:
         saved = _own_checkpoints(checkpoints, stack) if checkpoints else None
-        interrupted_run = saved.folder / RUN_ID if saved else None
-        run_id = interrupted_run.read_text() if interrupted_run and interrupted_run.exists() else ""
+        run_id = _interrupted_run(saved) if saved else ""
         run = stack.enter_context(tracking.open_run(name or tracking.run_name(params), run_id, experiment))
         state = saved.load(hardware.device) if saved else None
         records: list[Record] = state["history"] if state else []
@@ -84,11 +84,11 @@ def tracked_training(
             records.append(record)
             _write_history(history, records)
             print(describe(record, params.train.epochs), flush=True)
-            _log_pictures(run, model, validation, params, int(record["epoch"]))
+            _log_pictures(run, model, validation, params, int(record["epoch"]), logged)
             log(record)
 
-        if interrupted_run:
-            write_atomically(interrupted_run, run.id)
+        if saved:
+            write_atomically(saved.folder / RUN_ID, run.id)
         if records:
             print(f"resuming after epoch {len(records)} of {params.train.epochs}", flush=True)
         tracking.log_settings(run, params, hardware, dataset)
@@ -107,6 +107,7 @@ def tracked_training(
             progress=True,
             checkpoints=saved,
         )
+        _log_pictures(run, model, validation, params, len(fitted.history), at_end=True)
         model.save(weights)  # the best epoch may be from before an interruption, and its files may be lost
         _write_history(history, fitted.history)
         summary, seconds = _summary(model, fitted), _seconds(fitted.history)
@@ -122,9 +123,14 @@ def tracked_training(
             saved.delete()
 
 
-def _log_pictures(run: tracking.Run, model: VAE, validation: Split, params: Params, epoch: int) -> None:
-    """Log pictures of the model after epochs 1, 2, 4, 8, … and the last."""
-    if epoch & (epoch - 1) == 0 or epoch == params.train.epochs:
+def _log_pictures(
+    run: tracking.Run, model: VAE, validation: Split, params: Params, epoch: int, logged: int = 0, at_end: bool = False
+) -> None:
+    """Log pictures of the model after epochs 1, 2, 4, 8, … and, with the weights of the best epoch, at the end.
+
+    Epochs up to `logged` have theirs.
+    """
+    if epoch > logged and math.log2(epoch).is_integer() != at_end:
         for name, picture in pictures(model, validation, params.data.binarization, params.seed).items():
             run.log_image(name, picture, epoch)
 
@@ -138,6 +144,11 @@ def _own_checkpoints(folder: Path, stack: ExitStack) -> Checkpoints | None:
     except Timeout:
         print("warning: another process runs the same training: this one can't be resumed", file=sys.stderr)
         return None
+
+
+def _interrupted_run(saved: Checkpoints) -> str:
+    path = saved.folder / RUN_ID
+    return path.read_text() if path.exists() else ""
 
 
 def _summary(model: VAE, fitted: Fitted) -> dict[str, Any]:
