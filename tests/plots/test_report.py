@@ -66,7 +66,10 @@ def test_the_nearest_training_image_of_a_copy_is_the_original(bundled):
 
 def test_traversals_vary_one_dimension_from_each_start():
     starts = torch.tensor([[1.0, 2, 3], [4, 5, 6]])
-    z = report.traversals(starts, [2, 0], steps=5).view(2, 2, 5, 3)
+    mu = torch.tensor([[1.0, 0, 3], [-1, 0, 7]])  # with standard deviations √2, 0 and 2√2
+    z = report.traversals(mu, starts, [2, 0], steps=3).view(2, 2, 3, 3)
     for row, (dimension, others) in enumerate([(2, [0, 1]), (0, [1, 2])]):
-        assert z[row, :, :, dimension].tolist() == [[-3, -1.5, 0, 1.5, 3]] * 2
+        middle, reach = mu[:, dimension].mean(), (3 * 2**0.5, 0, 6 * 2**0.5)[dimension]
+        expected = torch.stack([middle - reach, middle, middle + reach]).expand(2, 3)
+        torch.testing.assert_close(z[row, :, :, dimension], expected)
         assert (z[row, :, :, others] == starts[:, None, others]).all()

@@ -71,11 +71,11 @@ def interpolation(images: Array, columns: int, pairs: Sequence[tuple[int, int]],
 
 
 def latent_traversals(images: Array, columns: int, dimensions: Sequence[int], reach: float) -> Figure:
-    """As many rows for each latent dimension, varied from −reach to reach with all others fixed."""
+    """As many rows for each latent dimension, varied by ±reach standard deviations with all others fixed."""
     starts = len(images) // columns // len(dimensions)
     rows = [f"z[{dimension}]" if row == starts // 2 else "" for dimension in dimensions for row in range(starts)]
     title = "Traversals of the dimensions with the largest KL"
-    label = f"value of the dimension, from −{reach:g} to {reach:g}"
+    label = f"value of the dimension, from −{reach:g} to {reach:g} standard deviations of the means"
     figure = image_figure(images, columns, title, rows, xlabel=label)
     centres = _centres(images, len(rows))
     for centre in centres[starts::starts]:

@@ -22,7 +22,7 @@ PAIRS = [(0, 6), (1, 7), (2, 3), (4, 9), (5, 8)]  # interpolated classes
 TRAVERSED = 4  # latent dimensions shown
 STARTS = [0, 4, 7]  # classes whose images the traversals start from
 EMBEDDED = 2000  # images in the t-SNE
-REACH = 3.0  # a traversal goes from −REACH to REACH
+REACH = 3.0  # standard deviations of the posterior means to both sides, over which a traversal goes
 
 
 def save_figures(
@@ -73,7 +73,7 @@ def plot_all(
     yield "interpolation", image_grids.interpolation(lines.numpy(), columns, PAIRS)
     kl, reference = kl_by_dimension(model, mu, logvar)
     dimensions = kl.argsort(descending=True)[:TRAVERSED].tolist()
-    traversed = model.images(traversals(mu[first[STARTS]], dimensions, columns))
+    traversed = model.images(traversals(mu, mu[first[STARTS]], dimensions, columns))
     yield "latent_traversals", image_grids.latent_traversals(traversed.numpy(), columns, dimensions, REACH)
     if mu.shape[1] == 2:
         manifold = model.images(prior_grid(2 * columns))
@@ -101,9 +101,15 @@ def kl_by_dimension(model: VAE, mu: Tensor, logvar: Tensor) -> tuple[Tensor, str
     return kl, "a normal fit of the aggregate posterior"
 
 
-def traversals(starts: Tensor, dimensions: list[int], steps: int) -> Tensor:
-    """`starts` [S, L], with each of `dimensions` in turn varied from −REACH to REACH: [dimensions · S · steps, L]."""
+def traversals(mu: Tensor, starts: Tensor, dimensions: list[int], steps: int) -> Tensor:
+    """`starts` [S, L], with each of `dimensions` in turn varied over the range of `mu` [N, L].
+
+    The range is REACH standard deviations to both sides of the mean: a learned prior may have any location and scale.
+    Returns [dimensions · S · steps, L].
+    """
     z = starts[:, None].repeat(len(dimensions), 1, steps, 1)
     for row, dimension in enumerate(dimensions):
-        z[row, :, :, dimension] = torch.linspace(-REACH, REACH, steps)
+        z[row, :, :, dimension] = mu[:, dimension].mean() + mu[:, dimension].std() * torch.linspace(
+            -REACH, REACH, steps
+        )
     return z.flatten(0, 2)
