@@ -34,7 +34,8 @@ os.environ |= {
     },
 }
 
-ENVIRONMENT = dict(os.environ)  # for child processes: MLflow, in this process, adds its store to os.environ
+# For child processes, as a user starts them: with bytecode caches, and without what MLflow adds in this process.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 ROOT = Path(__file__).parents[1]
 PARTS = ["pipeline", "src", ".dvcignore", ".gitignore", "dvc.yaml", "params.yaml"]
 PARTS += [f".dvc/{name}" for name in ("config", "plots.html", ".gitignore")]

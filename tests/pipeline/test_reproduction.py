@@ -14,6 +14,9 @@ def test_a_fresh_clone_reproduces_what_git_tracks_and_an_earlier_commit_comes_ba
     clone = Project(tmp_path / "clone")
     assert clone.dvc("repro").count("Running stage") == 3  # Git has the figures
     assert clone.run("git", "status", "--porcelain") == ""
+    (clone / "src/vae/data/__pycache__").mkdir(exist_ok=True)
+    (clone / "src/vae/data/__pycache__/other.pyc").write_bytes(b"bytecode")  # as Python writes it beside the code
+    assert "Running stage" not in clone.dvc("repro")
     clone.set({"train.epochs": 1})
     assert clone.dvc("repro").count("Running stage") == 3
     assert sha256(clone / MODEL) != sha256(reproduced / MODEL)
