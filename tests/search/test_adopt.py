@@ -4,7 +4,8 @@ from support import ROOT
 from vae.errors import ConfigError, SearchError
 from vae.search.adopt import adopt
 
-PARAMS = """model:
+PARAMS = """seed: 0
+model:
   architecture: conv
   hidden_dims: [512, 512]  # widths
   dense_dims:              # a list

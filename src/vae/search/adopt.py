@@ -43,9 +43,12 @@ def adopt(folder: Path = FOLDER) -> str:
 def _values(text: str) -> dict[str, Any]:
     """The values of params.yaml under their dotted names; no values where the text isn't such a file."""
     try:
-        sections = YAML(typ="safe", pure=True).load(text).items()
-        return {f"{section}.{name}": value for section, values in sections for name, value in dict(values).items()}
-    except (YAMLError, AttributeError, TypeError, ValueError):
+        sections = YAML(typ="safe", pure=True).load(text)
+        named = {name: values for name, values in sections.items() if not isinstance(values, dict)}
+        for section in sections.keys() - named.keys():
+            named |= {f"{section}.{name}": value for name, value in sections[section].items()}
+        return named
+    except (YAMLError, AttributeError, ValueError):
         return {}
 
 

@@ -73,10 +73,16 @@ class _Journal(JournalFileBackend):
 
     def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
         """Yield the records from a number on. Raises SearchError if the file was truncated meanwhile."""
+        truncated = SearchError(f"{self._path} was truncated while a search was running: start it again")
         end = next(reversed(self._log_number_offset.values()))  # of the last record that was read
         if self._path.stat().st_size < end:
-            raise SearchError(f"{self._path} was truncated while a search was running: start it again")
-        yield from super().read_logs(log_number_from)
+            raise truncated
+        try:
+            yield from super().read_logs(log_number_from)
+        except ValueError:  # it has grown again since: what follows that record's end begins within another one
+            if log_number_from:
+                raise truncated from None
+            raise
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Append records behind the last complete one."""
