@@ -28,12 +28,12 @@ def adopt(folder: Path = FOLDER) -> str:
     comment, best = _read_best(folder / BEST)
     load_params(PARAMS, overrides=best)
     before = after = PARAMS.read_text(encoding="utf-8")
-    earlier = YAML(typ="safe", pure=True).load(before)
+    earlier = _values(before)
     for name, value in best.items():
         section, key = name.split(".")
-        if (earlier.get(section) or {}).get(key) != value:
+        if earlier.get(name) != value:
             after = _replaced(after, section, key, value)
-    if _values(after) != _values(before) | best:
+    if _values(after) != earlier | best:
         raise SearchError(f"{PARAMS} has a form that can't be edited line by line: write {best} into it by hand")
     write_atomically(PARAMS, after)
     lines = difflib.unified_diff(before.splitlines(True), after.splitlines(True), str(PARAMS), f"{PARAMS} (adopted)")

@@ -1,4 +1,4 @@
-"""Checks of learned priors: the aggregate posterior is the best prior, and how near a mixture and a flow come to it.
+"""Checks of learned priors: the aggregate posterior is the best prior; a mixture and a flow are fitted to it.
 
 Three images with two latents; integrals are sums over a grid. Nats, float64, fixed seeds.
 """

@@ -42,13 +42,12 @@ def resume(
         sync()  # the training's run may be without its tag
         query = f"tags.`model.sha256` = '{model_sha256}'"
         runs = mlflow.search_runs(filter_string=query, order_by=["start_time DESC"], output_format="list")
-        found = ""
         if trained := next((run for run in runs if "best_epoch" in run.data.tags), None):
             settings |= {name: value for name, value in trained.data.params.items() if name.startswith("train.")}
             tags |= {PARENT: trained.info.run_id, "training.run": trained.info.run_id}
-        for run in runs[::-1]:
-            same_code = all(run.data.tags.get(tag) == tags.get(tag) for tag in ("code.fingerprint", "dvc.experiment"))
-            found = run.info.run_id if same_code and run.data.params.items() >= settings.items() else found
+        code = {tag: tags[tag] for tag in ("code.fingerprint", "dvc.experiment")}
+        same_code = [run for run in runs if run.data.tags.items() >= code.items()]
+        found = next((run.info.run_id for run in same_code if run.data.params.items() >= settings.items()), "")
     with open_run(run_name(params), found, required=False) as opened:
         if not found:
             opened.log_params(settings)
