@@ -79,13 +79,13 @@ CONV: Values = {
 }
 
 # Two stochastic layers: 32 latents with the mixture as their prior, and 2 at each of 7×7 positions below them.
-LADDER: Values = CONV | {"model.latent_dim": 32, "model.lower_latent_dim": 2, "train.epochs": 120}
+LADDER: Values = CONV | {"model.latent_dim": 32, "model.lower_latent_dims": (2,), "train.epochs": 120}
 
 # For a GPU; it has never been run to its end.
 LARGE: Values = {
     "model.hidden_dims": (64, 128, 128, 128),
     "model.dense_dims": (512, 512),
-    "model.lower_latent_dim": 8,
+    "model.lower_latent_dims": (8,),
     "train.batch_size": 256,
     "train.epochs": 500,
     "evaluate.importance_samples": 5000,

@@ -88,13 +88,14 @@ def assert_same(found, expected):
 VARIANTS = {
     "cyclical annealing, MMD": {"lr_schedule": "step", "kl_cycles": 2, "kl_warmup_epochs": 2, "mmd": 1.0},
     "DReG": {"objective": "iwae", "importance_samples": 3, "doubly_reparameterized": True, "lr_schedule": "constant"},
+    "ELBO first, average": {"objective": "iwae", "importance_samples": 2, "elbo_epochs": 2, "ema_decay": 0.9},
     "vampprior": {"lr_schedule": "one_cycle", "max_grad_norm": 1.0, "network": {"prior": "vampprior"}},
     "realnvp, muon": {"optimizer": "muon", "network": {"prior": "realnvp", "prior_width": 8}},
-    "two layers": {"lr_schedule": "cosine", "network": {"prior": "gaussian_mixture", "lower_latent_dim": 2}},
+    "two layers": {"lr_schedule": "cosine", "network": {"prior": "gaussian_mixture", "lower_latent_dims": (2,)}},
     "muon, conv, two layers": {
         "optimizer": "muon",
         "weight_decay": 0.01,
-        "network": {"architecture": "conv", "hidden_dims": (3, 4), "dense_dims": (5,), "lower_latent_dim": 1},
+        "network": {"architecture": "conv", "hidden_dims": (3, 4), "dense_dims": (5,), "lower_latent_dims": (1,)},
     },
 }
 

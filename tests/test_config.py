@@ -132,15 +132,24 @@ def test_a_mirror_that_is_not_a_url_is_refused(load, url):
         ("train: {objective: iwae, mmd: 1}", "mmd requires objective 'elbo'"),
         (
             "train: {free_bits: 0.1}\nmodel: {prior: vampprior}",
-            "free_bits requires a KL per dimension: model.prior 'standard', no lower_latent_dim",
+            "free_bits requires a KL per dimension: model.prior 'standard', no lower_latent_dims",
+        ),
+        ("train: {elbo_epochs: 3}", "elbo_epochs is 3, allowed is less than epochs, with objective 'iwae'"),
+        (
+            "train: {objective: iwae, epochs: 3, elbo_epochs: 3}",
+            "elbo_epochs is 3, allowed is less than epochs, with objective 'iwae'",
         ),
         (
-            "train: {free_bits: 0.1}\nmodel: {lower_latent_dim: 2}",
-            "free_bits requires a KL per dimension: model.prior 'standard', no lower_latent_dim",
+            "model: {hidden_dims: [20], lower_latent_dims: [2, 2]}",
+            "lower_latent_dims has 2 entries, allowed are 1: one for each of hidden_dims",
         ),
         (
-            "train: {objective: iwae, doubly_reparameterized: true}\nmodel: {lower_latent_dim: 2}",
-            "doubly_reparameterized requires a model without lower_latent_dim",
+            "train: {free_bits: 0.1}\nmodel: {lower_latent_dims: [2]}",
+            "free_bits requires a KL per dimension: model.prior 'standard', no lower_latent_dims",
+        ),
+        (
+            "train: {objective: iwae, doubly_reparameterized: true}\nmodel: {lower_latent_dims: [2]}",
+            "doubly_reparameterized requires a model without lower_latent_dims",
         ),
     ],
 )
@@ -151,8 +160,8 @@ def test_values_that_exclude_each_other_are_refused(load, content, problem):
 @pytest.mark.parametrize(
     "content",
     [
-        "model: {activation: glu, decoder_skip: true, prior: vampprior, lower_latent_dim: 4}",
-        "model: {architecture: conv, dense_dims: [64, 32], lower_latent_dim: 2}",
+        "model: {activation: glu, decoder_skip: true, prior: vampprior, lower_latent_dims: [4]}",
+        "model: {architecture: conv, dense_dims: [64, 32], lower_latent_dims: [2]}",
         "train: {free_bits: 0.1, mmd: 1, kl_cycles: 4, kl_warmup_epochs: 2}\nmodel: {prior: standard}",
         "train: {objective: iwae, doubly_reparameterized: true}\nmodel: {prior: vampprior}",
     ],

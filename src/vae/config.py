@@ -147,8 +147,8 @@ class ModelParams(Section):
     """Width of the two hidden layers of each of these couplings."""
     likelihood: Annotated[str, OneOf(LIKELIHOOD_NAMES)] = "bernoulli"
     """p(x|z): the distribution of the pixels."""
-    lower_latent_dim: PositiveInt | None = None
-    """Latents of a second stochastic layer, in the decoder (conv: at each position); null: no such layer."""
+    lower_latent_dims: Annotated[tuple[PositiveInt, ...], Field(strict=False)] = ()
+    """Latents of further stochastic layers, after the decoder's first, second … layer (conv: at each position)."""
 
     @model_validator(mode="after")
     def _check_architecture(self) -> Self:
@@ -158,12 +158,15 @@ class ModelParams(Section):
             raise ValueError(f"dense_dims requires architecture 'conv', not '{self.architecture}': use hidden_dims")
         if self.activation == "glu" and self.architecture != "mlp":
             raise ValueError(f"activation 'glu' requires architecture 'mlp', not '{self.architecture}'")
+        if len(self.lower_latent_dims) > len(self.hidden_dims):
+            given, most = len(self.lower_latent_dims), len(self.hidden_dims)
+            raise ValueError(f"lower_latent_dims has {given} entries, allowed are {most}: one for each of hidden_dims")
         return self
 
     @property
     def kl_per_dimension(self) -> bool:
         """Whether the KL has a closed form, dimension by dimension; otherwise it is estimated from samples."""
-        return self.prior in FACTORIZED_PRIORS and not self.lower_latent_dim
+        return self.prior in FACTORIZED_PRIORS and not self.lower_latent_dims
 
 
 class TrainParams(Section):
@@ -189,6 +192,8 @@ class TrainParams(Section):
     """What is maximized: the ELBO, or the importance-weighted bound."""
     importance_samples: PositiveInt = 1
     """Posterior samples per image."""
+    elbo_epochs: Annotated[int, Field(ge=0)] = 0
+    """iwae: first epochs, trained with the ELBO of one sample, which is faster; the bound is for the others."""
     doubly_reparameterized: bool = False
     """Use the lower-variance encoder gradient of the importance-weighted bound (DReG)."""
     beta: NonNegativeFloat = 1.0
@@ -199,6 +204,8 @@ class TrainParams(Section):
     """How many times it rises: cyclical annealing."""
     free_bits: NonNegativeFloat = 0.0
     """Nats per latent dimension below which the KL is not penalized."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Validate and keep an exponential moving average of the weights with this decay a step; null: the weights."""
     early_stopping_patience: PositiveInt | None = None
     """Epochs without a better validation result before training stops; null: never."""
     device: DeviceName = "auto"
@@ -214,6 +221,8 @@ class TrainParams(Section):
     def _check_objective(self) -> Self:
         if self.doubly_reparameterized and self.objective != "iwae":
             raise ValueError("doubly_reparameterized requires objective 'iwae'")
+        if self.elbo_epochs and not (self.objective == "iwae" and self.elbo_epochs < self.epochs):
+            raise ValueError(f"elbo_epochs is {self.elbo_epochs}, allowed is less than epochs, with objective 'iwae'")
         if self.free_bits and self.objective != "elbo":
             raise ValueError("free_bits requires objective 'elbo': the importance-weighted bound has no KL term")
         if self.mmd and self.objective != "elbo":
@@ -247,9 +256,9 @@ def takes_fields_of(section: type[Section]) -> Callable[[Function], Function]:
 def check_together(model: ModelParams, train: TrainParams) -> None:
     """Raise ValueError where `model` can't be trained with `train`."""
     if train.free_bits and not model.kl_per_dimension:
-        raise ValueError("train.free_bits requires a KL per dimension: model.prior 'standard', no lower_latent_dim")
-    if train.doubly_reparameterized and model.lower_latent_dim:
-        raise ValueError("train.doubly_reparameterized requires a model without lower_latent_dim")
+        raise ValueError("train.free_bits requires a KL per dimension: model.prior 'standard', no lower_latent_dims")
+    if train.doubly_reparameterized and model.lower_latent_dims:
+        raise ValueError("train.doubly_reparameterized requires a model without lower_latent_dims")
 
 
 class EvaluateParams(Section):

@@ -66,7 +66,7 @@ PRIORS = {
     "standard": {},
     "mixture": {"prior": "gaussian_mixture", "prior_components": 5},
     "flow": {"prior": "realnvp", "prior_width": 8},
-    "two layers": {"lower_latent_dim": 2},
+    "two layers": {"lower_latent_dims": (2,)},
 }
 
 

@@ -26,9 +26,9 @@ MODELS = {
     "mlp": MLP,
     "mixture": MLP | MIXTURE | {"residual": False, "activation": "tanh"},
     "vamp": MLP | VAMP | {"initialization": "orthogonal"},
-    "ladder": MLP | {"decoder_skip": True, "activation": "glu", "lower_latent_dim": 2},
+    "ladder": MLP | {"decoder_skip": True, "activation": "glu", "lower_latent_dims": (2,)},
     "conv": CONV,
-    "conv ladder": CONV | VAMP | {"dense_dims": [10, 10], "lower_latent_dim": 2, "initialization": "xavier"},
+    "conv ladder": CONV | VAMP | {"dense_dims": [10, 10], "lower_latent_dims": (2,), "initialization": "xavier"},
 }
 
 
@@ -45,7 +45,7 @@ def test_shapes_are_those_of_the_docstrings(model):
     assert model(x).nll.shape == (5, 1)
     assert terms.nll.shape == terms.log_ratio.shape == (5, 4)
     assert terms.z.shape == (5, 4, 3)
-    assert terms.kl.shape == (5, (3 if model.params.prior == "standard" else 1) + bool(model.params.lower_latent_dim))
+    assert terms.kl.shape == (5, (3 if model.params.prior == "standard" else 1) + len(model.params.lower_latent_dims))
     assert model.decode(torch.randn(2, 7, 3)).shape == (2, 7, 784)
     assert model.decode(torch.randn(3)).shape == (784,)
     assert model.sample(4).shape == model.reconstruct(x[:4]).shape == (4, 784)

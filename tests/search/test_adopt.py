@@ -13,7 +13,7 @@ model:
   - 32
   # further ones
   latent_dim: 40
-  lower_latent_dim: null  # none
+  lower_latent_dims: []  # none
 train:
   beta: 1.0               # a weight
   learning_rate: 3e-3     # a peak
@@ -26,7 +26,7 @@ search:
 """
 BEST = """# Trial 3
 # warning: one seed
-model: {hidden_dims: [128, 64], dense_dims: [16], latent_dim: 8, lower_latent_dim: null}
+model: {hidden_dims: [128, 64], dense_dims: [16], latent_dim: 8, lower_latent_dims: []}
 train:
   {beta: 0.97123, learning_rate: 0.00300001, max_grad_norm: 1.0, optimizer: muon, weight_decay: 1.23456e-05}
 """

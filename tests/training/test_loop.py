@@ -245,7 +245,7 @@ def test_the_best_epoch_is_chosen_by_the_objectives_own_metric(objective, best, 
 
 @pytest.mark.parametrize(
     "network",
-    [{"prior": "gaussian_mixture"}, {"prior": "realnvp"}, {"prior": "vampprior", "lower_latent_dim": 2}],
+    [{"prior": "gaussian_mixture"}, {"prior": "realnvp"}, {"prior": "vampprior", "lower_latent_dims": (2,)}],
     ids=str,
 )
 @pytest.mark.parametrize("objective", ["elbo", "iwae"])
@@ -263,9 +263,9 @@ def test_other_priors_and_layers_learn_too(network, objective):
     [
         ({"prior": "gaussian_mixture"}, {"free_bits": 0.1}, "free_bits requires a KL per dimension"),
         (
-            {"lower_latent_dim": 2},
+            {"lower_latent_dims": (2,)},
             {"objective": "iwae", "doubly_reparameterized": True},
-            "doubly_reparameterized requires a model without lower_latent_dim",
+            "doubly_reparameterized requires a model without lower_latent_dims",
         ),
     ],
 )
@@ -302,6 +302,38 @@ def test_the_best_epochs_weights_are_kept_and_patience_stops_the_training(object
     assert fitted.best_epoch == len(scores) - 2 == scores.index(min(scores)) + 1
     targets = binarize_once(VALIDATION.images, "dynamic")
     assert validate(model, targets, CPU, samples)[metric] == pytest.approx(min(scores), rel=1e-5)
+
+
+def test_the_moving_average_is_what_callbacks_see_and_what_is_kept():
+    """With one step an epoch, the weights of each step are known from a training without the average."""
+
+    def weights_by_epoch(**params):
+        steps = []
+        options = {"epochs": 5, "batch_size": 300} | params
+        model = VAE.from_params(SMALL, 0)
+        fitted = fit(
+            model, TRAIN, VALIDATION, TrainParams(**options), CPU, on_epoch=lambda _: steps.append(weights(model))
+        )
+        return steps, weights(model), fitted.best_epoch
+
+    steps, _, _ = weights_by_epoch()
+    averages, kept, best = weights_by_epoch(ema_decay=0.7)
+    expected = steps[0]
+    for step, average in zip(steps, averages, strict=True):
+        expected = 0.7 * expected + 0.3 * step
+        torch.testing.assert_close(average, expected)
+    assert torch.equal(kept, averages[best - 1])
+
+
+def test_the_first_epochs_are_those_of_the_elbo_and_the_others_those_of_the_bound():
+    elbo, bound = {"objective": "elbo"}, {"objective": "iwae", "importance_samples": 30}
+    options = {"epochs": 4, "learning_rate": 1e-12, "lr_schedule": "constant"}  # so that the loss alone changes
+    first, second, both = (train(options | each)[1].history for each in (elbo, bound, bound | {"elbo_epochs": 2}))
+    losses = [[record["train/loss"] for record in history] for history in (first, second, both)]
+    assert losses[2][:2] == losses[0][:2]
+    assert losses[2][2:] == pytest.approx(losses[1][2:], abs=0.5)  # other noise
+    assert max(losses[1]) < min(losses[0]) - 2
+    assert all("val/neg_bound" in record for record in both)
 
 
 def test_clipping_bounds_the_norm_of_the_gradient():

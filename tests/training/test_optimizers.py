@@ -17,7 +17,7 @@ from vae.training.optimizers import MatrixMuon, make_optimizers, make_schedule
 CPU = Hardware(torch.device("cpu"), "fp32", compile=False)
 NETWORKS = {
     "mlp": {"hidden_dims": (201, 20), "latent_dim": 3, "prior": "gaussian_mixture", "prior_components": 4},
-    "ladder": {"hidden_dims": (20, 10), "latent_dim": 3, "lower_latent_dim": 2, "decoder_skip": True},
+    "ladder": {"hidden_dims": (20, 10), "latent_dim": 3, "lower_latent_dims": (2,), "decoder_skip": True},
     "conv": {
         "architecture": "conv",
         "hidden_dims": (4, 201),
@@ -25,7 +25,7 @@ NETWORKS = {
         "latent_dim": 3,
         "prior": "vampprior",
         "prior_components": 4,
-        "lower_latent_dim": 2,
+        "lower_latent_dims": (2,),
     },
 }
 
@@ -151,7 +151,7 @@ def trained(network, rate):
     "network",
     [
         {"hidden_dims": (16, 16), "latent_dim": 2, "prior": "standard"},
-        {"architecture": "conv", "hidden_dims": (4, 6), "latent_dim": 2, "lower_latent_dim": 1},
+        {"architecture": "conv", "hidden_dims": (4, 6), "latent_dim": 2, "lower_latent_dims": (1,)},
     ],
     ids=str,
 )

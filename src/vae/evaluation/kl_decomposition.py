@@ -32,7 +32,7 @@ def split_kl(model: VAE, mu: Tensor, logvar: Tensor, *, seed: int = 0) -> dict[s
     `mutual_information` (of the latents and the image's index, at most ln N) and `aggregate_kl` add up to the KL.
     `aggregate_kl` is `total_correlation` plus, where the prior's dimensions are independent, `dimensionwise_kl`.
     Posteriors that hardly overlap bring the mutual information close to ln N, so that the other terms depend on N:
-    compare them for equal N only. A second stochastic layer is not part of any term.
+    compare them for equal N only. Further stochastic layers are not part of any term.
     """
     generator = torch.Generator(mu.device).manual_seed(seed)
     z = model.reparameterize(mu, logvar, torch.randn(mu.shape, generator=generator, device=mu.device))

@@ -1,12 +1,13 @@
-"""A further stochastic layer, in the decoder: latents y with a prior p(y|z) and a posterior q(y|x, z).
+"""Further stochastic layers, in the decoder: latents y, each layer with a prior p(y|·) and a posterior q(y|x, ·).
 
-As in the ladder VAE (Sønderby et al. 2016), the posterior is computed on the way down: it shares the decoder's path
-with the prior and adds the encoder's features. With convolutions there are latents at each position of the feature
-maps.
+Both are given all latents above. As in the ladder VAE (Sønderby et al. 2016), posteriors are computed on the way down:
+they share the decoder's path with the priors, and add the features of the encoder's layer of the same size. With
+convolutions there are latents at each position of the feature maps.
 
-Shapes: B images, K samples of each, M latents of this layer, counted over all positions.
+Shapes: B images, K samples of each, M latents of a layer, counted over all positions.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from vae.models.networks import ACTIVATIONS, ConvBlock, Dense, convolution, feat
 
 
 class LayerSamples(NamedTuple):
-    """Samples y of q(y|x, z), and the means and log-variances of q(y|x, z) and p(y|z): [B·K, M] each."""
+    """Samples y of a layer's q(y|x, ·), and the means and log-variances of q(y|x, ·) and p(y|·): [B·K, M] each."""
 
     y: Tensor
     mu: Tensor
@@ -28,34 +29,35 @@ class LayerSamples(NamedTuple):
     prior_logvar: Tensor
 
     def kl(self) -> Tensor:
-        """KL(q(y|x, z) ‖ p(y|z)) at each z, [B·K]."""
+        """KL(q(y|x, ·) ‖ p(y|·)) given the latents above, [B·K]."""
         return gaussian_kl_between(self.mu, self.logvar, self.prior_mu, self.prior_logvar).sum(-1)
 
     def log_ratio(self) -> Tensor:
-        """log q(y|x, z) − log p(y|z), [B·K]."""
+        """log q(y|x, ·) − log p(y|·), [B·K]."""
         log_posterior = normal_log_density(self.y, self.mu, self.logvar)
         return log_posterior - normal_log_density(self.y, self.prior_mu, self.prior_logvar)
 
 
 @dataclass
 class TopDown:
-    """What a pass through the decoder gives to a further stochastic layer, and collects from it.
+    """What a pass through the decoder gives to the further stochastic layers, and collects from them.
 
-    `noise` [..., M] is standard normal. With the encoder's `features` [B, *F], y is sampled from q(y|x, z), and the
-    layer appends to `samples`; without them it is sampled from p(y|z).
+    `noise` is standard normal, [..., M] for each layer. With the encoder's `features` [B, *F], top layer first, each y
+    is sampled from q(y|x, ·), and the layer appends to `samples`; without them it is sampled from p(y|·).
     """
 
-    noise: Tensor
-    features: Tensor | None = None
+    noise: Sequence[Tensor]
+    features: Sequence[Tensor] | None = None
     samples: list[LayerSamples] = field(default_factory=list)
 
 
 class StochasticLayer(nn.Module):
-    """From the decoder's features to features with y added; they are [B, W], or [B, C, 7, 7] with `conv`."""
+    """From the features of the decoder's layer `index`, [B, W] or with `conv` [B, C, S, S], to those with y added."""
 
-    def __init__(self, input_dim: int, params: ModelParams) -> None:
+    def __init__(self, index: int, input_dim: int, params: ModelParams) -> None:
         super().__init__()
-        width, latents = params.hidden_dims[-1], params.lower_latent_dim or 0
+        self.index = index
+        width, latents = params.hidden_dims[-1 - index], params.lower_latent_dims[index]
         conv = params.architecture == "conv"
         activation = ACTIVATIONS["relu" if params.activation == "glu" else params.activation]
 
@@ -72,21 +74,22 @@ class StochasticLayer(nn.Module):
             activation(), connection(2 * width, width), block, activation(), connection(width, 2 * latents)
         )
         self.inject = connection(latents, width)
-        positions = feature_sides(input_dim, len(params.hidden_dims))[1][-1] ** 2 if conv else 1
-        self.noise_dim = latents * positions
+        side = feature_sides(input_dim, len(params.hidden_dims))[1][-1 - index] if conv else 1
+        self.noise_dim = latents * side**2
 
     def forward(self, h: Tensor, top_down: TopDown | None = None) -> Tensor:
-        """The decoder's features [B·K, *F] -> the same with y added; without `top_down`, y is the mean of p(y|z)."""
+        """The decoder's features [B·K, *F] -> the same with y added; without `top_down`, y is the mean of p(y|·)."""
         prior_mu, prior_logvar = self.prior(h).float().chunk(2, 1)
         if top_down is None:
             return self._add(h, prior_mu)
         mu, logvar = prior_mu, prior_logvar
         if top_down.features is not None:
-            features = top_down.features.repeat_interleave(len(h) // len(top_down.features), 0)
+            features = top_down.features[self.index]
+            features = features.repeat_interleave(len(h) // len(features), 0)
             # The posterior is relative to the prior, and starts near it (Vahdat & Kautz 2020, eq. 3).
             shift, log_scale = self.posterior(torch.cat([features, h], 1)).float().chunk(2, 1)
             mu, logvar = prior_mu + shift, prior_logvar + log_scale
-        y = mu + torch.exp(0.5 * logvar) * top_down.noise.reshape(mu.shape)
+        y = mu + torch.exp(0.5 * logvar) * top_down.noise[self.index].reshape(mu.shape)
         if top_down.features is not None:
             parts = (y, mu, logvar, prior_mu, prior_logvar)
             top_down.samples.append(LayerSamples(*(part.flatten(1) for part in parts)))

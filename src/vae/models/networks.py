@@ -3,19 +3,21 @@
 A new architecture is an encoder and a decoder here, with a name in `ENCODERS`, `DECODERS` and
 `config.ARCHITECTURE_NAMES`.
 
-Shapes: B images, D = 784 pixels in [0, 1], L latent dimensions, F features: a width [W], or feature maps [C, 7, 7].
+Shapes: B images, D = 784 pixels in [0, 1], L latent dimensions, F features: a width [W], or feature maps [C, S, S].
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 
 import torch
 from torch import Tensor, nn
 
 from vae.config import Activation, Initialization, ModelParams
 from vae.errors import ConfigError
+
+FeatureMap = Callable[[Tensor], Tensor]
 
 ACTIVATIONS: dict[Activation, type[nn.Module]] = {
     "silu": nn.SiLU,
@@ -66,12 +68,12 @@ def dense_stack(widths: Sequence[int], activation: Activation, residual: bool, n
 class Posterior:
     """q(z|x) = N(mu, exp(logvar)), [B, L] each; unpacks as `mu, logvar = model.encode(x)`.
 
-    `features` [B, *F] are the encoder's, from which a further stochastic layer computes its posterior.
+    `features` [B, *F] are those of the encoder's layers, from which further stochastic layers compute their posteriors.
     """
 
     mu: Tensor
     logvar: Tensor
-    features: Tensor | None = None
+    features: Sequence[Tensor] = ()
 
     def __iter__(self) -> Iterator[Tensor]:
         return iter((self.mu, self.logvar))
@@ -81,34 +83,39 @@ class Posterior:
 
 
 class Encoder(nn.Module):
-    """From pixels to features, and from features to the parameters of the posterior."""
+    """From pixels to features by the layers `hidden`, and from the last to the posterior's parameters by `head`."""
 
+    hidden: nn.Sequential
     head: nn.Module
 
-    def features(self, x: Tensor) -> Tensor:
-        """Pixels [B, D] -> features [B, *F]."""
-        raise NotImplementedError
+    def features(self, x: Tensor) -> list[Tensor]:
+        """Pixels [B, D] -> the features of each layer, [B, *F]."""
+        features = []
+        for layer in self.hidden:
+            x = layer(x)
+            features.append(x)
+        return features
 
     def posterior(self, features: Tensor) -> Tensor:
-        """Features [B, *F] -> mean and log-variance side by side, [B, 2L]."""
+        """The last layer's features [B, *F] -> mean and log-variance side by side, [B, 2L]."""
         out: Tensor = self.head(features)
         return out
 
 
 class Decoder(nn.Module):
-    """From latents to features to the likelihood's parameters; a further stochastic layer adds to the features.
+    """From latents to the likelihood's parameters; further stochastic layers add to the features in between.
 
     `output_bias` is the bias of the output, [D].
     """
 
     output_bias: nn.Parameter
 
-    def start(self, z: Tensor) -> Tensor:
-        """Latents [B, L] -> features [B, *F], of the same shape as the encoder's."""
-        raise NotImplementedError
+    def forward(self, z: Tensor, stochastic: Sequence[FeatureMap] = ()) -> Tensor:
+        """Latents [B, L] -> one number per pixel, [B, D]: for Bernoulli pixels, the logits.
 
-    def finish(self, h: Tensor, z: Tensor) -> Tensor:
-        """Features [B, *F] and the latents again -> one number per pixel, [B, D]: for Bernoulli pixels, the logits."""
+        The i-th function in `stochastic` takes the features of the i-th layer, [B, *F], and returns those to go on
+        with. They are of the same shape as those of the encoder's i-th layer from the end.
+        """
         raise NotImplementedError
 
 
@@ -120,11 +127,6 @@ class MLPEncoder(Encoder):
         widths = [input_dim, *params.hidden_dims]
         self.hidden = dense_stack(widths, params.activation, params.residual)
         self.head = nn.Linear(widths[-1], 2 * params.latent_dim)
-
-    def features(self, x: Tensor) -> Tensor:
-        """[B, D] -> [B, W]."""
-        h: Tensor = self.hidden(x)
-        return h
 
 
 class MLPDecoder(Decoder):
@@ -147,16 +149,13 @@ class MLPDecoder(Decoder):
         """The bias of the last layer, [D]."""
         return self.head.bias
 
-    def start(self, z: Tensor) -> Tensor:
-        """[B, L] -> [B, W]: the first layer."""
-        h: Tensor = self.hidden[0](z)
-        return h
-
-    def finish(self, h: Tensor, z: Tensor) -> Tensor:
-        """[B, W] and the latents [B, L] -> [B, D]: the other layers."""
-        skip = z if self.skip else None
-        for layer in self.hidden[1:]:
+    def forward(self, z: Tensor, stochastic: Sequence[FeatureMap] = ()) -> Tensor:
+        """[B, L] -> [B, D]; `stochastic` functions take and return [B, W]."""
+        h, skip = z, None
+        for layer, function in zip_longest(self.hidden, stochastic):
             h = layer(h, skip)
+            h = function(h) if function else h
+            skip = z if self.skip else None
         out: Tensor = self.head(h if skip is None else torch.cat([h, skip], -1))
         return out
 
@@ -188,7 +187,7 @@ class ConvBlock(nn.Module):
 class ConvEncoder(Encoder):
     """28×28 halved to 14×14 and 7×7 by the first two of `hidden_dims`; any further ones stay at 7×7.
 
-    Then the fully connected layers of `dense_dims`. Features are [B, C, 7, 7].
+    Then the fully connected layers of `dense_dims`. Features are [B, C, S, S] with a side S of 14 or 7.
     """
 
     def __init__(self, input_dim: int, params: ModelParams) -> None:
@@ -197,8 +196,8 @@ class ConvEncoder(Encoder):
         layers: list[nn.Module] = []
         channels = [1, *params.hidden_dims]
         for (n_in, n_out), (side_in, side_out) in zip(pairwise(channels), pairwise(sides), strict=True):
-            layers.append(convolution(n_in, n_out, stride=side_in // side_out))
-            layers.append(ConvBlock(n_out, params.activation, params.residual))
+            down = convolution(n_in, n_out, stride=side_in // side_out)
+            layers.append(nn.Sequential(down, ConvBlock(n_out, params.activation, params.residual)))
         self.hidden = nn.Sequential(*layers)
         widths = [channels[-1] * sides[-1] ** 2, *params.dense_dims]
         self.head = nn.Sequential(
@@ -208,12 +207,11 @@ class ConvEncoder(Encoder):
             nn.Linear(widths[-1], 2 * params.latent_dim),
         )
 
-    def features(self, x: Tensor) -> Tensor:
-        """[B, D] -> [B, C, 7, 7]."""
+    def features(self, x: Tensor) -> list[Tensor]:
+        """[B, D] -> [B, C, S, S] for each layer."""
         # Channels-last memory format: faster convolutions on CPUs and GPUs.
         images = x.view(-1, 1, self.side, self.side).contiguous(memory_format=torch.channels_last)
-        h: Tensor = self.hidden(images)
-        return h
+        return super().features(images)
 
     def posterior(self, features: Tensor) -> Tensor:
         """[B, C, 7, 7] -> mean and log-variance side by side, [B, 2L]."""
@@ -241,20 +239,19 @@ class ConvDecoder(Decoder):
         for (n_in, n_out), (side_in, side_out) in zip(pairwise(channels), pairwise(sides), strict=True):
             scale = side_out // side_in
             layers.append(ConvBlock(n_in, params.activation, params.residual))
-            layers.append(ACTIVATIONS[params.activation]())
-            layers.append(convolution(n_in, n_out * scale**2, bias=n_out > 1))
-            layers.append(nn.PixelShuffle(scale) if scale > 1 else nn.Identity())
+            up = convolution(n_in, n_out * scale**2, bias=n_out > 1)
+            shuffle = nn.PixelShuffle(scale) if scale > 1 else nn.Identity()
+            layers.append(nn.Sequential(ACTIVATIONS[params.activation](), up, shuffle))
         self.hidden = nn.Sequential(*layers)
         self.output_bias = nn.Parameter(torch.zeros(input_dim))
 
-    def start(self, z: Tensor) -> Tensor:
-        """[B, L] -> [B, C, 7, 7]: the fully connected layers and the first block."""
-        h: Tensor = self.hidden[0](self.stem(z).view(-1, *self.shape).permute(0, 3, 1, 2))
-        return h
-
-    def finish(self, h: Tensor, z: Tensor) -> Tensor:
-        """[B, C, 7, 7] -> [B, D]: the other layers."""
-        out: Tensor = self.hidden[1:](h).flatten(1)
+    def forward(self, z: Tensor, stochastic: Sequence[FeatureMap] = ()) -> Tensor:
+        """[B, L] -> [B, D]; `stochastic` functions take and return [B, C, S, S], with a side S of 7 or 14."""
+        h = self.stem(z).view(-1, *self.shape).permute(0, 3, 1, 2)
+        for block, up, function in zip_longest(self.hidden[::2], self.hidden[1::2], stochastic):
+            h = block(h)
+            h = up(function(h) if function else h)
+        out: Tensor = h.flatten(1)
         return out + self.output_bias
 
 

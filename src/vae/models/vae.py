@@ -1,4 +1,4 @@
-"""The VAE: an encoder, a decoder, a prior and a likelihood, and optionally a further stochastic layer.
+"""The VAE: an encoder, a decoder, a prior and a likelihood, and optionally further stochastic layers.
 
 Shapes: B images, D = 784 pixels in [0, 1], L latent dimensions, K posterior samples of each image, N standard normal
 numbers that sampling all latents takes (`noise_dim`).
@@ -7,6 +7,7 @@ numbers that sampling all latents takes (`noise_dim`).
 import json
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self, cast
 
@@ -73,7 +74,8 @@ class VAE(nn.Module):
         self.input_dim = input_dim
         self.encoder = ENCODERS[self.params.architecture](input_dim, self.params)
         self.decoder = DECODERS[self.params.architecture](input_dim, self.params)
-        self.hierarchy = StochasticLayer(input_dim, self.params) if self.params.lower_latent_dim else None
+        layers = range(len(self.params.lower_latent_dims))
+        self.hierarchy = nn.ModuleList(StochasticLayer(index, input_dim, self.params) for index in layers)
         if self.params.initialization != "default":
             initialize(self, self.params.initialization)  # not the prior, which begins as N(0, I) or from the data
         self.prior = PRIORS[self.params.prior](input_dim, self.params, self.encode)
@@ -88,8 +90,12 @@ class VAE(nn.Module):
 
     @property
     def noise_dim(self) -> int:
-        """Standard normal numbers that a sample of all latents takes: L, and those of a further stochastic layer."""
-        return self.params.latent_dim + (self.hierarchy.noise_dim if self.hierarchy is not None else 0)
+        """Standard normal numbers that a sample of all latents takes: L, and those of further stochastic layers."""
+        return self.params.latent_dim + sum(self._layer_dims)
+
+    @property
+    def _layer_dims(self) -> list[int]:
+        return [cast(StochasticLayer, layer).noise_dim for layer in self.hierarchy]
 
     @property
     def kl_per_dimension(self) -> bool:
@@ -115,7 +121,7 @@ class VAE(nn.Module):
                 f"images have shape {tuple(x.shape)}, allowed is (B, ...) with {self.input_dim} pixels each"
             )
         features = self.encoder.features(x.flatten(1).to(self.output_bias.dtype))
-        mu, logvar = self.encoder.posterior(features).float().chunk(2, dim=-1)
+        mu, logvar = self.encoder.posterior(features[-1]).float().chunk(2, dim=-1)
         return Posterior(mu, logvar, features)
 
     def reparameterize(self, mu: Tensor, logvar: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -126,16 +132,13 @@ class VAE(nn.Module):
     def decode(self, z: Tensor, top_down: TopDown | None = None) -> Tensor:
         """Latents [..., L] -> the likelihood's parameters, [..., D]: for Bernoulli pixels, their logits.
 
-        A further stochastic layer samples as `top_down` says; without it, its latents are the mean of their prior.
+        Further stochastic layers sample as `top_down` says; without it, their latents are the means of their priors.
         Raises DataError where z does not have L dimensions.
         """
         if not z.ndim or z.shape[-1] != self.params.latent_dim:
             raise DataError(f"latents have shape {tuple(z.shape)}, allowed is (..., {self.params.latent_dim})")
-        flat = z.reshape(-1, z.shape[-1])
-        h = self.decoder.start(flat)
-        if self.hierarchy is not None:
-            h = self.hierarchy(h, top_down)
-        output: Tensor = self.decoder.finish(h, flat)
+        stochastic = [partial(layer, top_down=top_down) for layer in self.hierarchy]
+        output: Tensor = self.decoder(z.reshape(-1, z.shape[-1]), stochastic)
         return output.float().view(*z.shape[:-1], self.input_dim)
 
     def kl(self, mu: Tensor, logvar: Tensor, log_prior: Tensor) -> Tensor:
@@ -174,11 +177,11 @@ class VAE(nn.Module):
     def sample_posterior(self, posterior: Posterior, noise: Tensor) -> PosteriorSamples:
         """Samples of all latents from standard normal `noise` [B, K, N], and their decoding."""
         mu, logvar = (part.unsqueeze(1) for part in posterior)
-        z_noise, layer_noise = noise.split([mu.shape[-1], noise.shape[-1] - mu.shape[-1]], -1)
+        z_noise, *layer_noise = noise.split([mu.shape[-1], *self._layer_dims], -1)
         z = self.reparameterize(mu, logvar, z_noise)
-        if self.hierarchy is None:
+        if not self.hierarchy:
             return PosteriorSamples(z, self.decode(z), [])
-        top_down = TopDown(layer_noise, posterior.features)
+        top_down = TopDown(layer_noise, posterior.features[::-1])
         return PosteriorSamples(z, self.decode(z, top_down), top_down.samples)
 
     @property
@@ -195,9 +198,9 @@ class VAE(nn.Module):
         """`n` mean images decoded from samples of the prior, [n, D]."""
         device = self.output_bias.device
         z = self.prior.sample(n, generator, device)
-        if self.hierarchy is None:
+        if not self.hierarchy:
             return self.images(z)
-        noise = torch.randn(n, self.hierarchy.noise_dim, generator=generator, device=device)
+        noise = [torch.randn(n, dim, generator=generator, device=device) for dim in self._layer_dims]
         return self.likelihood.mean(self.decode(z, TopDown(noise)))
 
     @torch.no_grad()

@@ -7,13 +7,15 @@ import copy
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer, lr_scheduler
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -72,8 +74,9 @@ def fit(
     """Train `model` in place for `params.epochs` and leave it with the weights of the best epoch.
 
     The best epoch has the lowest validation −ELBO at β = 1, whatever β the model is trained with; with objective
-    "iwae", the highest importance-weighted bound. Each epoch's record holds the metrics `train/…` and `val/…`, in nats
-    per image; `improved` in it is 1 if the epoch is the best so far.
+    "iwae", the highest importance-weighted bound. With `ema_decay`, validation and `on_epoch` see the model with the
+    average of its weights, and the best epoch's average is what it is left with. Each epoch's record holds the metrics
+    `train/…` and `val/…`, in nats per image; `improved` in it is 1 if the epoch is the best so far.
 
     The same seed, machine and number of threads give the same weights, bit for bit, on the CPU. On CUDA that holds only
     after `torch.use_deterministic_algorithms(True)`; without it, results differ in the last digits.
@@ -112,20 +115,21 @@ def fit(
         if patience and len(history) - max(best_epoch, start) >= patience:
             break
         record = {"epoch": epoch, **state.run_epoch(epoch, start + params.epochs, progress)}
-        started = time.perf_counter()
-        metrics = validate(model, targets, hardware, params.importance_samples if params.objective == "iwae" else 0)
-        record |= {f"val/{name}": value for name, value in metrics.items()}
-        record["val/seconds"] = time.perf_counter() - started
-        _check_finite(record, epoch)
-        improved = not best_epoch or record[key] < history[best_epoch - 1][key]
-        history.append(record | {"improved": int(improved)})
-        if improved:
-            best_epoch, best_weights = epoch, copy.deepcopy(model.state_dict())
-        if epoch == _end_of_warmup(params):
-            _warn_if_collapsed(model, targets, history[best_epoch - 1])
-        state.end_epoch(record[key])
-        if on_epoch:
-            on_epoch(history[-1])
+        with state.averaged():
+            started = time.perf_counter()
+            metrics = validate(model, targets, hardware, params.importance_samples if params.objective == "iwae" else 0)
+            record |= {f"val/{name}": value for name, value in metrics.items()}
+            record["val/seconds"] = time.perf_counter() - started
+            _check_finite(record, epoch)
+            improved = not best_epoch or record[key] < history[best_epoch - 1][key]
+            history.append(record | {"improved": int(improved)})
+            if improved:
+                best_epoch, best_weights = epoch, copy.deepcopy(model.state_dict())
+            if epoch == _end_of_warmup(params):
+                _warn_if_collapsed(model, targets, history[best_epoch - 1])
+            state.end_epoch(record[key])
+            if on_epoch:
+                on_epoch(history[-1])
         if checkpoints:
             best = {"best_epoch": best_epoch, "best_weights": best_weights}
             checkpoints.save(epoch, {"training": state.state_dict(), "history": history, **best})
@@ -175,13 +179,21 @@ class _TrainingState:
         self.schedules = (
             [] if optimizer or scheduler else [make_schedule(each, params, steps) for each in self.optimizers]
         )
-        self.step = _step_function(model, params, hardware)
+        self.average = (
+            AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if (decay := params.ema_decay) else None
+        )
+        # Of the first `elbo_epochs`.
+        self.elbo = params.model_copy(
+            update={"objective": "elbo", "importance_samples": 1, "doubly_reparameterized": False}
+        )
+        self.objective, self.step = params, _step_function(model, params, hardware)
         self.last_epoch: Record = {}
 
     def state_dict(self) -> State:
-        """Weights, optimizers, schedules and random states."""
+        """Weights and their average, optimizers, schedules and random states."""
         return {
             "model": self.model.state_dict(),
+            "average": self.average.state_dict() if self.average else None,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "schedules": [schedule.state_dict() for schedule in self._all_schedules()],
             "generators": [generator.get_state() for generator in self.generators],
@@ -189,7 +201,7 @@ class _TrainingState:
 
     def load_state_dict(self, state: State) -> None:
         """Restore what `state_dict` returned."""
-        self.model.load_state_dict(state["model"])
+        self._load_weights(state)
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         for schedule, saved in zip(self._all_schedules(), state["schedules"], strict=True):
@@ -199,11 +211,27 @@ class _TrainingState:
 
     def train_on(self, state: State) -> None:
         """Continue from the end of an earlier training, with schedules and learning rates as at the start of one."""
-        self.model.load_state_dict(state["model"])
+        self._load_weights(state)
         self.generator.set_state(state["generators"][0].cpu())
         if self.schedules:  # otherwise the caller's optimizer and scheduler have kept their state themselves
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved | {"param_groups": optimizer.state_dict()["param_groups"]})
+
+    def _load_weights(self, state: State) -> None:
+        self.model.load_state_dict(state["model"])
+        if self.average and state["average"]:
+            self.average.load_state_dict(state["average"])
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """In this block, the model has the average of its weights, where one is kept."""
+        if not self.average:
+            yield
+            return
+        weights = copy.deepcopy(self.model.state_dict())
+        self.model.load_state_dict(self.average.module.state_dict())
+        yield
+        self.model.load_state_dict(weights)
 
     def _all_schedules(self) -> list[Scheduler]:
         return [*self.schedules, *([self.scheduler] if self.scheduler else [])]
@@ -222,6 +250,9 @@ class _TrainingState:
         """
         started = time.perf_counter()
         steps, params = len(self.batches), self.params
+        objective = self.elbo if epoch <= params.elbo_epochs else params
+        if objective is not self.objective:
+            self.objective, self.step = objective, _step_function(self.model, objective, self.hardware)
         cycle = -(-params.epochs // params.kl_cycles) if params.kl_cycles > 1 else None
         sums = torch.zeros(steps, 3, device=self.hardware.device)
         count, beta = 0, params.beta
@@ -256,7 +287,7 @@ class _TrainingState:
 
     def _train_step(self, x: Tensor, beta: float) -> tuple[Tensor, Tensor, Tensor]:
         device = self.hardware.device
-        shape = (len(x), self.params.importance_samples, self.model.noise_dim)
+        shape = (len(x), self.objective.importance_samples, self.model.noise_dim)
         noise = torch.randn(shape, generator=self.generator, device=device)
         # Sampled only if it is used: other trainings get the same noise as if there were no such term.
         prior = self._prior_samples(len(x)) if self.params.mmd else None
@@ -269,6 +300,8 @@ class _TrainingState:
             optimizer.step()
         for schedule in self.schedules:
             schedule.step()
+        if self.average:
+            self.average.update_parameters(self.model)
         return loss.detach(), reconstruction.detach(), kl.detach()
 
     @torch.no_grad()
