@@ -1,11 +1,5 @@
 """Evaluate on the test set: model -> metrics/{evaluate,evaluation}.json, per_class.csv, test_nll.npz, latents.npz."""
 
-import io
-import zipfile
-from pathlib import Path
-from typing import Any
-
-import numpy as np
 import torch
 
 from vae import tracking
@@ -14,12 +8,13 @@ from vae.config import Params
 from vae.data.binarization import binarize_once
 from vae.data.datasets import Split, load
 from vae.device import resolve
-from vae.evaluation.kl_decomposition import is_at_ceiling, split_kl
-from vae.evaluation.likelihood import Evaluation, describe, evaluate
+from vae.evaluation.kl_decomposition import split_kl
+from vae.evaluation.likelihood import Evaluation, describe, evaluate, protocol_of
 from vae.evaluation.linear_probe import linear_probe_accuracy, posterior_means
 from vae.evaluation.sample_quality import sample_quality
-from vae.files import rounded, sha256, write_atomically, write_json
+from vae.files import rounded, sha256, write_arrays, write_atomically, write_json
 from vae.models.vae import VAE
+from vae.serving.pyfunc import save_model
 from vae.tracking.kinds import log_test
 from vae.workflow.command_line import RESUMED, run_stage
 from vae.workflow.stages import METRICS, MODEL, RAW, checkpoint_folder, load_model, read_dataset, training_run
@@ -36,15 +31,7 @@ def main(params: Params) -> None:
     hardware = resolve(params.train)
     model = load_model(params, hardware.device)
     dataset = read_dataset()
-    protocol = {
-        "importance_samples": params.evaluate.importance_samples,
-        "precision": params.evaluate.precision,
-        "binarization": params.data.binarization,
-        "dataset": dataset["name"],
-        "split": "test",
-        "seed": params.seed,
-        "weights_sha256": sha256(MODEL),
-    }
+    protocol = protocol_of(params, dataset, sha256(MODEL))
     # The validation images are part of the training images here: the VAE has seen no labels.
     train, test = (binarized(part, params, hardware.device) for part in ("train", "test"))
     tracking.connect()
@@ -60,8 +47,7 @@ def main(params: Params) -> None:
     write_json(METRICS / "evaluation.json", every)
     write_atomically(METRICS / "per_class.csv", result.by_class().to_csv(index=False, float_format="%.4f"))
     labels = test.labels.cpu().numpy()
-    bounds = {"neg_elbo": -result.images["elbo"], "kl": result.images["kl"], "nll": result.images["nll"]}
-    write_arrays(METRICS / "test_nll.npz", **bounds, labels=labels, **protocol)
+    result.write_bounds(METRICS / "test_nll.npz", protocol)
     write_arrays(METRICS / "latents.npz", mu=result.mu, logvar=result.logvar, labels=labels)
     print(describe(metrics, params))
     print(f"all metrics: {METRICS / 'evaluation.json'}, by class: {METRICS / 'per_class.csv'}")
@@ -69,6 +55,7 @@ def main(params: Params) -> None:
         log_test(run, params, dataset, metrics)
         run.log_tags({f"test.{name}": value for name, value in protocol.items()})
         run.log_artifact(METRICS / "per_class.csv")
+        run.log_model(lambda path: save_model(path, MODEL, METRICS / "test_nll.npz", test.images[:2].cpu().numpy()))
     checkpoints.delete()
 
 
@@ -83,9 +70,6 @@ def further_metrics(model: VAE, train: Split, test: Split, result: Evaluation, p
     mu, logvar = (torch.from_numpy(part).to(test.images.device) for part in (result.mu, result.logvar))
     print("decomposing the KL")
     parts = split_kl(model, mu, logvar, seed=params.seed)
-    if is_at_ceiling(parts["mutual_information"], len(test)):
-        print(f"left out: {len(test):,} images are too few, the mutual information is at its maximum")
-        parts = {}
     print("fitting a linear probe of the latents")
     train_mu = posterior_means(model, train.images, params.evaluate).cpu().numpy()
     accuracy = linear_probe_accuracy(train_mu, train.labels.cpu(), result.mu, test.labels.cpu())
@@ -97,20 +81,6 @@ def further_metrics(model: VAE, train: Split, test: Split, result: Evaluation, p
         "linear_probe_images": len(train),
         **sample_quality(model, train, test, params.evaluate, binary=binary, seed=params.seed),
     }
-
-
-def write_arrays(path: Path, **arrays: Any) -> None:
-    """Write NumPy arrays, numbers and strings by name, for `numpy.load`. Equal arrays give equal bytes.
-
-    The bytes of `numpy.savez` depend on the version of Python.
-    """
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, array in arrays.items():
-            content = io.BytesIO()
-            np.save(content, array)
-            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), content.getvalue())
-    write_atomically(path, buffer.getvalue())
 
 
 if __name__ == "__main__":

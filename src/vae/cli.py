@@ -34,9 +34,10 @@ def train(params: Params, output: Path, data: Path) -> None:
 
     from vae.data.binarization import binarize_once
     from vae.data.datasets import load
-    from vae.evaluation.likelihood import describe, evaluate
-    from vae.files import write_json
+    from vae.evaluation.likelihood import describe, evaluate, protocol_of
+    from vae.files import sha256, write_json
     from vae.plots.report import save_figures
+    from vae.serving.pyfunc import save_model
     from vae.tracking.kinds import log_test
     from vae.workflow.stages import fetch_dataset
     from vae.workflow.tracked_training import tracked_training
@@ -53,12 +54,17 @@ def train(params: Params, output: Path, data: Path) -> None:
         print(describe(metrics, params))
         tests = {f"test/{name}": value for name, value in metrics.items()}
         write_json(output / "metrics.json", {"dataset": record["name"], **training.summary, **tests})
+        bounds = output / "test_nll.npz"
+        result.write_bounds(bounds, protocol_of(params, record, sha256(output / WEIGHTS)))
         log_test(training.run, params, record, metrics)
+        example = targets[:2].cpu().numpy()
+        training.run.log_model(lambda path: save_model(path, output / WEIGHTS, bounds, example))
         history = pd.DataFrame(training.fitted.history)
         figures = save_figures(training.model.cpu(), load(raw, "train"), test, result, history, params, output)
         for path in figures:
             training.run.log_artifact(path, "figures")
-    print(f"{output / WEIGHTS}, for VAE.load;\nbeside it {len(figures)} figures, metrics.json and history.csv")
+    others = "metrics.json, test_nll.npz and history.csv"
+    print(f"{output / WEIGHTS}, for VAE.load;\nbeside it {len(figures)} figures, {others}")
 
 
 def _check_folder(params: Params, raw: Path, dataset: Path) -> None:

@@ -3,13 +3,17 @@
 import fcntl
 import glob
 import hashlib
+import io
 import json
 import os
 import tempfile
+import zipfile
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
+
+import numpy as np
 
 PACKAGE = Path(__file__).parent
 TRAINING_CODE = tuple(PACKAGE / name for name in ("data", "models", "training"))  # what a training's metrics depend on
@@ -77,6 +81,20 @@ def _flush_folder(folder: Path) -> None:
 def write_json(path: Path | str, content: Any) -> None:
     """Write indented JSON with a closing newline. Raises ValueError for NaN and infinity, which JSON doesn't have."""
     write_atomically(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def write_arrays(path: Path | str, **arrays: Any) -> None:
+    """Write NumPy arrays, numbers and strings by name, for `numpy.load`. Equal arrays give equal bytes.
+
+    The bytes of `numpy.savez` depend on the version of Python.
+    """
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, array in arrays.items():
+            content = io.BytesIO()
+            np.save(content, array)
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), content.getvalue())
+    write_atomically(path, buffer.getvalue())
 
 
 def rounded(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,8 +20,9 @@ from uuid import uuid4
 import mlflow
 from filelock import FileLock, Timeout
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.models import Model
 from mlflow.tracking.context.registry import resolve_tags
 from PIL import Image
 
@@ -102,6 +103,17 @@ class Run:
             self.artifacts.append((path.name, {"key": name, "step": step, "timestamp": _now()}))
         self._log()
 
+    def log_model(self, save: Callable[[Path], object]) -> None:
+        """Add an MLflow Model, which `save` writes to the folder that it gets, unless the run has one."""
+        path = self._folder / "model"
+        try:
+            shutil.rmtree(path, ignore_errors=True)
+            save(path)
+            self.artifacts.append((path.name, None))
+        except MLFLOW_ERRORS as error:  # a full disk
+            warn_once("the model is not logged to MLflow", error)
+        self._log()
+
     def end(self, status: str) -> None:
         """End the run as FINISHED, FAILED or KILLED."""
         self.status, self.end_time = status, _now()
@@ -145,12 +157,33 @@ class Run:
             self.status = None
         while self.artifacts:  # last: they are large, and stored elsewhere
             path, folder = self._folder / self.artifacts[0][0], self.artifacts[0][1]
-            if path.exists() and isinstance(folder, dict):
+            if path.is_dir():
+                self._log_model(path)
+            elif path.exists() and isinstance(folder, dict):
                 client.log_image(self.id, Image.open(path), **folder)
             elif path.exists():
                 client.log_artifact(self.id, str(path), folder)
             del self.artifacts[0]
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _log_model(self, folder: Path) -> None:
+        """Log the MLflow Model in `folder` with the run's test metrics, unless an earlier attempt has done so."""
+        client = MlflowClient()
+        run = client.get_run(self.id)
+        if run.outputs and run.outputs.model_outputs:
+            return
+        experiment = run.info.experiment_id
+        begun = client.search_logged_models([experiment], f"source_run_id = '{self.id}'")
+        model = begun[0] if begun else client.create_logged_model(experiment, "vae", self.id, params=run.data.params)
+        saved = Model.load(str(folder))
+        saved.run_id, saved.model_id, saved.model_uuid = self.id, model.model_id, model.model_id
+        saved.save(str(folder / "MLmodel"))
+        client.log_model_artifacts(model.model_id, str(folder))
+        metrics = [metric for metric in run.data._metric_objs if metric.key.startswith("test/")]
+        shown = [Metric(m.key, m.value, m.timestamp, m.step, model.model_id, run_id=self.id) for m in metrics]
+        client.log_batch(self.id, shown)
+        client.finalize_logged_model(model.model_id, "READY")
+        client.log_outputs(self.id, [LoggedModelOutput(model.model_id, step=0)])
 
     def _log_entries(self, entries: Sequence[Param | RunTag | Metric]) -> None:
         """Log the entries but for those that MLflow refuses, which are found by halving."""

@@ -23,6 +23,8 @@ SEARCH_EXPERIMENT = "vae-mnist-search"
 ANSWER_SECONDS = 5
 LOCK_SECONDS = 60  # creating the tables takes seconds, also for the processes that wait their turn
 BUSY_SECONDS = 20  # as long as MLflow waits for a locked database
+LOCATIONS = [("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location")]
+LOCATIONS += [("model_versions", "storage_location"), ("model_versions", "source")]
 
 # What MLflow raises if its store is in trouble: its own errors, and those of the libraries below it.
 MLFLOW_ERRORS = (MlflowException, SQLAlchemyError, sqlite3.Error, CommandError, ImportError, OSError)
@@ -128,7 +130,7 @@ def _move_artifacts(database: Path, here: str) -> None:
     with closing(sqlite3.connect(database, timeout=BUSY_SECONDS)) as connection, connection:
         found = "SELECT DISTINCT artifact_location FROM experiments WHERE artifact_location LIKE '%/mlruns/artifacts'"
         for old in {location for (location,) in connection.execute(found)} - {here}:
-            for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
+            for table, column in LOCATIONS:
                 connection.execute(
                     f"UPDATE {table} SET {column} = :here || substr({column}, :length + 1) "
                     f"WHERE substr({column}, 1, :length) = :old",

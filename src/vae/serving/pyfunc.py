@@ -1,0 +1,179 @@
+"""The MLflow Model of a VAE: reconstructs, encodes, decodes, samples, and scores images.
+
+Shapes: B images, latents or samples, D = 784 pixels, L latent dimensions.
+"""
+
+import zipfile
+import zlib
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from mlflow import pyfunc
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.pyfunc.model import PythonModel
+from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+from torch import Tensor
+
+from vae.config import EvaluateParams
+from vae.data.binarization import binarize_once, sample_binary
+from vae.errors import DataError, VAEError, WeightsError, one_line
+from vae.evaluation.likelihood import importance_samples
+from vae.files import PACKAGE, sha256
+from vae.models.distributions import importance_weighted_bound
+from vae.models.vae import VAE
+
+TASKS = ("reconstruct", "encode", "decode", "sample", "score")
+MAX_BATCH = 1000  # images, latents or samples of one call
+MAX_DECODED = 500_000  # latents that scoring one batch may decode: some ten seconds of a core
+REQUIREMENTS = ("mlflow", "torch", "numpy", "pandas", "pydantic", "ruamel.yaml", "safetensors", "tqdm", "lazy-loader")
+
+Array = npt.NDArray[Any]
+
+
+class VAEModel(PythonModel):
+    """The model that MLflow loads and calls. Answers are the same for the same input, params and seed.
+
+    Each `task` takes an array, and `sample` ignores it. Images are [B, 784] or [B, 28, 28], in a batch either from 0 to
+    1 or from 0 to 255: the latter if they are uint8, or if one of them has a pixel above 1. Latents are [B, L].
+
+    - `reconstruct`: images -> mean images [B, 784], decoded from the posterior means
+    - `encode`: images -> `mu` and `logvar` of their posteriors, [B, L] each
+    - `decode`: latents -> mean images [B, 784]
+    - `sample`: `n` mean images [n, 784] of latents from the prior
+    - `score`: images -> `neg_elbo` and `nll` of each in nats, and its `percentile`: the percentage of test images whose
+      NLL is at most as high. The NLL is the importance-weighted bound (Burda et al. 2016); with fewer
+      `importance_samples` than the default, the evaluation's, it and the percentile tend to be higher.
+
+    `score` binarizes images as the model's evaluation does. Where that samples, `seed` does, and an image's score
+    depends on no other image of the batch.
+    """
+
+    vae: VAE
+    binarization: Any
+    test_nll: Array  # sorted
+
+    def load_context(self, context: Any) -> None:
+        """Load the weights and the evaluation. Raises WeightsError where the weights are not the evaluated ones."""
+        weights = Path(context.artifacts["weights"])
+        evaluation = read_evaluation(Path(context.artifacts["evaluation"]))
+        if sha256(weights) != evaluation["weights_sha256"]:
+            raise WeightsError(f"{weights} is damaged: its SHA-256 is not {evaluation['weights_sha256']}")
+        self.vae = VAE.load(weights)
+        self.binarization, self.test_nll = str(evaluation["binarization"]), np.sort(evaluation["nll"])
+
+    def predict(self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None) -> Any:
+        """The answer to `params`, which MLflow has completed. Raises MlflowException for bad input."""
+        try:
+            with torch.no_grad():
+                return self._answer(model_input, **(params or {}))
+        except VAEError as error:
+            raise MlflowException.invalid_parameter_value(one_line(error)) from None
+
+    def _answer(self, array: Array, task: str, n: int, importance_samples: int, seed: int) -> Any:
+        match task:
+            case "reconstruct":
+                return self.vae.reconstruct(self._images(array)).numpy()
+            case "encode":
+                mu, logvar = self.vae.encode(self._images(array))
+                return {"mu": mu.numpy(), "logvar": logvar.numpy()}
+            case "decode":
+                return self.vae.images(self._latents(array)).numpy()
+            case "sample":
+                _check("n", n, MAX_BATCH)
+                return self.vae.sample(n, torch.Generator().manual_seed(seed)).numpy()
+            case "score":
+                images = self._images(array)
+                _check("importance_samples", importance_samples, MAX_DECODED // len(images))
+                return self._score(images, importance_samples, seed)
+        raise DataError(f"task is {task!r}, allowed are {', '.join(TASKS)}")
+
+    def _images(self, array: Array) -> Tensor:
+        """Images of a request as float32 [B, D] in [0, 1]."""
+        pixels = _numbers(array, "images")
+        if pixels.shape[1:] not in ((self.vae.input_dim,), (28, 28)):
+            raise DataError(f"images have shape {pixels.shape}, allowed are (B, {self.vae.input_dim}) and (B, 28, 28)")
+        low, high = pixels.min(), pixels.max()
+        if low < 0 or high > 255:
+            raise DataError(f"pixels are from {low:g} to {high:g}, allowed are 0 to 1 and 0 to 255")
+        scale = 255 if high > 1 or array.dtype == np.uint8 else 1
+        return torch.from_numpy(pixels.reshape(len(pixels), -1) / scale).float()
+
+    def _latents(self, array: Array) -> Tensor:
+        return torch.from_numpy(_numbers(array, "latents")).float()  # VAE.decode checks the shape
+
+    def _score(self, images: Tensor, samples: int, seed: int) -> pd.DataFrame:
+        params, bounds = EvaluateParams(importance_samples=samples), []
+        for image in images.split(1):  # one by one, so that a score depends on no other image
+            generator = torch.Generator().manual_seed(seed)
+            binary = self._binarized(image, generator)
+            nll, kl, log_weights = importance_samples(self.vae, binary, self.vae.encode(binary), params, generator)
+            bounds.append(torch.cat([nll.mean(-1) + kl, -importance_weighted_bound(log_weights)]))
+        neg_elbo, nlls = torch.stack(bounds, 1).double().numpy()
+        percentile = 100 * np.searchsorted(self.test_nll, nlls, side="right") / len(self.test_nll)
+        return pd.DataFrame({"neg_elbo": neg_elbo, "nll": nlls, "percentile": percentile})
+
+    def _binarized(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        if self.binarization in ("dynamic", "static"):
+            return sample_binary(images, generator)
+        return binarize_once(images, self.binarization)
+
+
+def _numbers(array: Any, what: str) -> npt.NDArray[np.float64]:
+    """A request's array as finite numbers. Raises DataError where it isn't such an array, empty, or too large."""
+    try:
+        numbers = np.asarray(array).astype(np.float64)
+    except (ValueError, TypeError):
+        raise DataError(f"{what} are not an array of numbers with rows of equal length") from None
+    if numbers.ndim < 2:
+        raise DataError(f"{what} have shape {numbers.shape}, allowed is one row for each of them")
+    _check(f"number of {what}", len(numbers), MAX_BATCH)
+    if not np.isfinite(numbers).all():
+        raise DataError(f"{what} contain NaN or infinity")
+    return numbers
+
+
+def _check(name: str, value: int, largest: int) -> None:
+    if not 1 <= value <= largest:
+        raise DataError(f"{name} is {value:,}, allowed here is 1 to {largest:,}")
+
+
+def read_evaluation(path: Path) -> dict[str, Any]:
+    """The arrays and the protocol in a file that `Evaluation.write_bounds` wrote. Raises DataError."""
+    try:
+        with np.load(path) as content:
+            return {name: content[name] if content[name].ndim else content[name].item() for name in content.files}
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{path} can't be read ({error})") from None
+
+
+def save_model(path: Path, weights: Path, evaluation: Path, example: Array) -> None:
+    """Write an MLflow Model to the folder `path`: weights, the evaluation's test_nll.npz, and this package's code.
+
+    `example` is a batch of images, which MLflow shows as the input example.
+    """
+    samples = read_evaluation(evaluation)["importance_samples"]
+    params = ParamSchema(
+        [
+            ParamSpec("task", DataType.string, "reconstruct"),
+            ParamSpec("n", DataType.long, 16),
+            ParamSpec("importance_samples", DataType.long, samples),
+            ParamSpec("seed", DataType.long, 0),
+        ]
+    )
+    anything = Schema([TensorSpec(np.dtype(object), (-1,))])  # MLflow has no schema for two shapes: the model checks
+    pyfunc.save_model(
+        path=str(path),
+        python_model=str(PACKAGE / "serving" / "model_code.py"),
+        code_paths=[str(PACKAGE)],
+        artifacts={"weights": str(weights), "evaluation": str(evaluation)},
+        signature=ModelSignature(anything, params=params),
+        input_example=(example, {"task": "reconstruct"}),
+        pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],
+        metadata={"tasks": ", ".join(TASKS), "images": "[B, 784] or [B, 28, 28], 0 to 1 or 0 to 255"},
+    )
