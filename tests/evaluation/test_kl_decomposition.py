@@ -7,7 +7,7 @@ import torch
 from torch.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal, Normal, kl_divergence
 
 from vae.config import ModelParams
-from vae.evaluation.kl_decomposition import aggregate_log_density, split_kl
+from vae.evaluation.kl_decomposition import aggregate_log_density, is_at_ceiling, split_kl
 from vae.models.priors import GaussianMixture
 from vae.models.vae import VAE
 
@@ -60,6 +60,17 @@ def test_gaussian_means_with_equal_variances_have_the_closed_forms_of_a_gaussian
         error = (1 + (prior if name in ("aggregate_kl", "dimensionwise_kl") else 1)) / math.sqrt(n)
         assert found[name] == pytest.approx(value.item(), abs=4 * error), name
         assert value > 8 * error, "the test must tell it from 0"
+
+
+@pytest.mark.parametrize("spread", [1.0, 5.0, 30.0, 200.0])
+def test_the_parts_are_at_their_ceiling_where_they_depend_on_the_number_of_images(spread):
+    """Means from N(0, s² I) and posteriors of unit variance in two dimensions have an information of ln(1 + s²)."""
+    n, information = 400, math.log(1 + spread**2)
+    mu = spread * torch.randn(n, 2, generator=torch.Generator().manual_seed(10))
+    found = split_kl(model_of(2), mu, torch.zeros_like(mu))["mutual_information"]
+    assert is_at_ceiling(found, n) == (spread > 10)
+    assert found < math.log(n)
+    assert (found < information - 0.5) == is_at_ceiling(found, n)
 
 
 PRIORS = {

@@ -10,12 +10,15 @@ import torch
 from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
 
 from vae.checkpoints import Checkpoints
-from vae.config import EvaluateParams, ModelParams, Params
-from vae.data.binarization import to_float
+from vae.config import EvaluateParams, ModelParams, Params, TrainParams
+from vae.data.binarization import binarize_once, to_float
+from vae.data.datasets import Split, load
+from vae.device import resolve
 from vae.evaluation import likelihood as evaluation
 from vae.evaluation.likelihood import Evaluation, active_units, describe, evaluate, has_collapsed, summary
 from vae.evaluation.linear_probe import linear_probe_accuracy, posterior_means
 from vae.models.vae import VAE
+from vae.training.loop import fit
 
 
 def model_of(latents=2, seed=0):
@@ -105,10 +108,8 @@ def test_metrics_are_means_over_images_and_those_of_classes_add_up_to_them():
     assert images.tolist() == [3, 3, 3, 2, 2, 2, 2, 2, 2, 2]
     for name in ("reconstruction", "kl", "elbo", "nll"):
         assert metrics[name] == pytest.approx(result.images[name].mean())
-    for name in ("reconstruction", "kl", "elbo", "nll", "elbo_gap"):
+    for name in ("reconstruction", "kl", "elbo", "nll", "nll_tenth", "effective_samples", "elbo_gap"):
         assert np.average(classes[name], weights=images) == pytest.approx(metrics[name])
-    error = np.linalg.norm(images * classes["nll_sampling_error"]) / 23
-    assert error == pytest.approx(metrics["nll_sampling_error"])
     assert classes["active_units"].tolist() == [active_units(result.mu[label == LABELS]) for label in range(10)]
 
 
@@ -118,29 +119,68 @@ def test_active_units_are_those_whose_mean_varies():
     assert active_units(mu.astype(np.float32)) == 2
 
 
-def test_the_sampling_error_is_the_spread_of_repeated_estimates():
-    """The delta method estimates it from one evaluation; the spread is that of 40."""
-    model, params = model_of(), EvaluateParams(importance_samples=300)
-    repeated = [evaluate(model, TARGETS, LABELS, params, seed=seed) for seed in range(40)]
-    nll, error = (np.stack([result.images[name] for result in repeated]) for name in ("nll", "nll_sampling_error"))
-    # The mean of 23 variances with 39 degrees of freedom each has a relative error of √(2 / (23 · 39)) = 5 %.
-    assert nll.var(0, ddof=1).sum() == pytest.approx(np.square(error).mean(0).sum(), rel=0.3)
-    whole = pd.DataFrame([result.metrics() for result in repeated])
-    assert whole["nll"].std() == pytest.approx(whole["nll_sampling_error"].mean(), rel=0.3)
+@pytest.fixture(scope="module")
+def trained(bundled):
+    """A model whose importance weights vary a lot, trained on digits for a second; and other digits."""
+    images = binarize_once(load(bundled[0], "train").images, "dynamic")
+    train, test = (
+        Split(part, torch.zeros(len(part), dtype=torch.int64)) for part in (images[:2000], images[2000:2200])
+    )
+    model = VAE.from_params(ModelParams(hidden_dims=(64,), latent_dim=20, prior="standard"), 0)
+    params = TrainParams(
+        epochs=20, batch_size=50, optimizer="adam", kl_warmup_epochs=10, precision="fp32", device="cpu"
+    )
+    fit(model, train, test, params, resolve(params))
+    return model, test
+
+
+def test_the_sampling_error_is_the_spread_of_repeated_evaluations(trained):
+    model, test = trained
+    params = EvaluateParams(importance_samples=100)
+    repeated = [evaluate(model, test.images, test.labels, params, seed=seed) for seed in range(30)]
+    nll = np.stack([result.images["nll"] for result in repeated])
+    spread = math.sqrt(nll.var(0, ddof=1).sum()) / len(test)  # of the mean, from variances by image: known to 2 %
+    assert np.mean([result.metrics()["nll_sampling_error"] for result in repeated]) == pytest.approx(spread, rel=0.1)
+    delta = np.mean([1 / result.images["effective_samples"] - 1 / 100 for result in repeated])
+    assert math.sqrt(delta / len(test)) < 0.75 * spread, "weights must vary so much that the usual estimate is too low"
+
+
+def test_a_tenth_of_the_samples_shows_the_bias(trained):
+    """It is the NLL of an evaluation with a tenth of the samples: on average, as they are other samples there."""
+    model, test = trained
+    few, many = (
+        evaluate(model, test.images, test.labels, EvaluateParams(importance_samples=samples), seed=seed).metrics()
+        for seed, samples in ((1, 10), (2, 100))
+    )
+    error = math.hypot(few["nll_sampling_error"], math.sqrt(10) * many["nll_sampling_error"])
+    assert many["nll_tenth"] == pytest.approx(few["nll"], abs=4 * error)
+    assert many["nll"] < many["nll_tenth"] - 4 * error
+    assert 1 < few["effective_samples"] < many["effective_samples"] < 100
 
 
 def test_the_errors_of_a_mean():
-    columns = {"elbo": -5.0, "nll": [1.0, 2.0, 3.0, 4.0], "nll_sampling_error": [3.0, 0.0, 4.0, 0.0]}
-    found = summary(pd.DataFrame({"reconstruction": 0.0, "kl": 0.0} | columns))
+    columns = {"elbo": -5.0, "nll": [1.0, 2.0, 3.0, 4.0], "nll_tenth": 3.0, "effective_samples": [1.0, 3.0, 2.0, 2.0]}
+    variances = {"variance_of_halves": [4.0, 0.0, 8.0, 0.0], "variance_of_quarters": [9.0, 9.0, 0.0, 0.0]}
+    found = summary(pd.DataFrame({"reconstruction": 0.0, "kl": 0.0} | columns | variances))
     assert found["nll_standard_error"] == pytest.approx(math.sqrt(5 / 3 / 4))
-    assert found["nll_sampling_error"] == pytest.approx(5 / 4)
+    assert found["nll_sampling_error"] == pytest.approx(math.sqrt(3 * 3 / 4.5 / 4))
     assert found["elbo_gap"] == 5 - 2.5
+    assert (found["nll_tenth"], found["effective_samples"]) == (3, 2)
+
+
+def test_the_variance_between_parts_and_the_effective_samples_are_those_of_the_weights():
+    weights = torch.tensor([[1.0, 3.0, 2.0, 2.0, 4.0, 6.0, 1.0, 1.0, 50.0]], dtype=torch.float64)
+    halves, quarters = np.log([2, 3]), np.log([2, 2, 5, 1])  # without the ninth, which is in no part
+    found = [evaluation.variance_between_parts(weights.log(), parts).item() for parts in (2, 4)]
+    assert found == pytest.approx([halves.var(ddof=1), quarters.var(ddof=1)])
+    assert evaluation.effective_samples(weights.log()).item() == pytest.approx(70**2 / (2500 + 72))
+    assert evaluation.variance_between_parts(weights.log()[:, :3], 4).isnan().all()
 
 
 @pytest.mark.filterwarnings("ignore:Degrees of freedom:RuntimeWarning", "ignore:invalid value:RuntimeWarning")
 def test_undefined_errors_are_left_out():
     of_one_sample = evaluate(model_of(), TARGETS, LABELS, EvaluateParams(importance_samples=1)).metrics()
-    of_one_image = evaluate(model_of(), TARGETS[:1], LABELS[:1], EvaluateParams(importance_samples=5)).metrics()
+    of_one_image = evaluate(model_of(), TARGETS[:1], LABELS[:1], EvaluateParams(importance_samples=4)).metrics()
     errors = {"nll_sampling_error", "nll_standard_error"}
     assert errors & of_one_sample.keys() == {"nll_standard_error"}
     assert errors & of_one_image.keys() == {"nll_sampling_error"}
@@ -148,8 +188,9 @@ def test_undefined_errors_are_left_out():
 
 def evaluation_of(variances, kl):
     mu = np.random.default_rng(0).normal(size=(1000, len(variances))) * np.sqrt(variances)
-    columns = {"label": 0, "reconstruction": 100.0, "kl": kl, "elbo": -100 - kl, "nll": 100.0}
-    images = pd.DataFrame(columns | {"nll_sampling_error": 0.1}, index=range(1000))
+    bounds = {"reconstruction": 100.0, "kl": kl, "elbo": -100 - kl}
+    columns = dict.fromkeys(evaluation.COLUMNS, 1.0) | {"label": 0} | bounds
+    images = pd.DataFrame(columns, index=range(1000))
     return Evaluation(images, mu.astype(np.float32), np.zeros_like(mu, np.float32))
 
 
@@ -168,8 +209,8 @@ def test_a_collapse_is_reported_where_hardly_a_dimension_is_active_or_the_kl_is_
     assert metrics["collapsed_units"] == sum(variance < 0.01 for variance in variances)
     assert has_collapsed(metrics) == collapsed
     lines = describe(metrics, Params().replaced({"model.latent_dim": len(variances)})).splitlines()
-    assert len(lines) == 2 + 2 * collapsed
-    assert [line for line in lines if line.startswith("warning: posterior collapse")] == lines[2:3]
+    assert len(lines) == 3 + 2 * collapsed
+    assert [line for line in lines if line.startswith("warning: posterior collapse")] == lines[3:4]
 
 
 def test_posterior_means_are_the_evaluations_whatever_the_chunks():

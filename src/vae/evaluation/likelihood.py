@@ -35,21 +35,26 @@ COLLAPSED_KL = 0.1  # nats per image; the class of a digit takes 2.3
 SECONDS_BETWEEN_CHECKPOINTS = 15.0  # and between percentages, where there is no terminal for a progress bar
 
 Floats = npt.NDArray[np.float32]
-Part = tuple[Tensor, Tensor, Tensor]  # of a batch: metrics [B, 4], posterior means and log-variances [B, L]
+Part = tuple[Tensor, Tensor, Tensor]  # of a batch: COLUMNS [B, 7], posterior means and log-variances [B, L]
+# Of each image: −log p(x|z), KL and importance-weighted NLL; the NLL of the first tenth of the samples; their effective
+# sample size; and the variance of the NLL between halves, and between quarters, of the samples.
+COLUMNS = ["reconstruction", "kl", "nll", "nll_tenth", "effective_samples"]
+COLUMNS += ["variance_of_halves", "variance_of_quarters"]
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """Per-image metrics of a test set, and its posterior means and log-variances [N, L]."""
 
-    images: pd.DataFrame  # label, and in nats: reconstruction, kl, elbo, nll, nll_sampling_error
+    images: pd.DataFrame  # label, elbo, and COLUMNS
     mu: Floats
     logvar: Floats
 
     def metrics(self) -> dict[str, float]:
         """The `summary` of all images, and the number of active units, collapsed units and images.
 
-        Undefined errors are left out: the sampling error with one importance sample, the standard error with one image.
+        Undefined errors are left out: the sampling error with fewer than four importance samples, the standard error
+        with one image.
         """
         active = active_units(self.mu)
         metrics = {
@@ -92,15 +97,28 @@ def summary(images: pd.DataFrame) -> dict[str, float]:
 
     `nll_standard_error` is the standard error of a mean over a random sample of images, std / √N.
     `nll_sampling_error` is the error of importance sampling alone, with these images fixed. It does not include the
-    bias: the NLL is an upper bound, which gets tighter with more importance samples (Burda et al. 2016).
+    bias: the NLL is an upper bound, which gets tighter with more importance samples (Burda et al. 2016), as its
+    difference from `nll_tenth` shows.
     """
-    means = {name: float(images[name].mean()) for name in ("reconstruction", "kl", "elbo", "nll")}
+    names = ("reconstruction", "kl", "elbo", "nll", "nll_tenth", "effective_samples")
+    means = {name: float(images[name].mean()) for name in names}
     return {
         **means,
         "nll_standard_error": float(images["nll"].std()) / math.sqrt(len(images)),
-        "nll_sampling_error": float(np.linalg.norm(images["nll_sampling_error"])) / len(images),
+        "nll_sampling_error": math.sqrt(sampling_variance(images) / len(images)),
         "elbo_gap": -means["elbo"] - means["nll"],
     }
+
+
+def sampling_variance(images: pd.DataFrame) -> float:
+    """The variance of an image's NLL over repetitions of the importance sampling, averaged over `images`.
+
+    With V(K), that of K samples, it is V(K) ≈ V(K/2) · V(K/2) / V(K/4): halving the samples again raises the variance
+    by the same factor. Where a few samples have most of the weight, this factor is below 2; errors that take it to be
+    2, those of the delta method or of batch means, are then too small.
+    """
+    half, quarter = (float(images[f"variance_of_{parts}"].mean()) for parts in ("halves", "quarters"))
+    return half * half / quarter if quarter else 0.0
 
 
 def describe(metrics: Mapping[str, float], params: Params) -> str:
@@ -112,10 +130,16 @@ def describe(metrics: Mapping[str, float], params: Params) -> str:
         f"test NLL {metrics['nll']:.2f}{error} ({params.evaluate.importance_samples} importance samples), "
         f"{metrics['active_units']} of {params.model.latent_dim} latents active",
     ]
-    if "mutual_information" in metrics:
+    if "nll_sampling_error" in metrics:
         lines += [
-            f"mutual information {metrics['mutual_information']:.2f} (at most {math.log(metrics['n_test']):.2f}) nats, "
-            f"linear probe {metrics['linear_probe_accuracy']:.1%}",
+            f"NLL with {tenth(params.evaluate.importance_samples)} samples {metrics['nll_tenth']:.2f}, sampling error "
+            f"{metrics['nll_sampling_error']:.3f}, effective sample size {metrics['effective_samples']:.1f}"
+        ]
+    if "mutual_information" in metrics:
+        lines += [f"mutual information of latents and image {metrics['mutual_information']:.2f} nats"]
+    if "linear_probe_accuracy" in metrics:
+        lines += [
+            f"linear probe of the latents {metrics['linear_probe_accuracy']:.1%}",
             f"Fréchet distance of samples {metrics['sample_frechet_distance']:.1f} "
             f"(training images {metrics['train_frechet_distance']:.1f})",
         ]
@@ -125,6 +149,11 @@ def describe(metrics: Mapping[str, float], params: Params) -> str:
             "lower train.beta, or set train.kl_warmup_epochs or train.free_bits",
         ]
     return "\n".join(lines)
+
+
+def tenth(samples: int) -> int:
+    """A tenth of the importance samples, at least one."""
+    return max(1, samples // 10)
 
 
 def has_collapsed(metrics: Mapping[str, float]) -> bool:
@@ -180,17 +209,19 @@ def evaluate(
                     checkpoints.save(number, {"part": parts[0], "batches": number, "generator": generator.get_state()})
                 saved = time.monotonic()
     columns, mu, logvar = _joined(parts)
-    reconstruction, kl, nll, error = columns.numpy().T
-    bounds = {"reconstruction": reconstruction, "kl": kl, "elbo": -(reconstruction + kl), "nll": nll}
-    images = pd.DataFrame({"label": labels.cpu().numpy(), **bounds, "nll_sampling_error": error})
+    images = pd.DataFrame(columns.numpy(), columns=COLUMNS)
+    images = images.assign(label=labels.cpu().numpy(), elbo=-(images["reconstruction"] + images["kl"]))
     return Evaluation(images, mu.numpy(), logvar.numpy())
 
 
 def _evaluate_batch(model: VAE, x: Tensor, params: EvaluateParams, generator: torch.Generator) -> Part:
-    """Reconstruction, KL, NLL and its sampling error, [B, 4], and the posteriors, of images [B, D]."""
+    """The `COLUMNS` [B, 7] and the posteriors of images [B, D]."""
     posterior = model.encode(x)
     nll, kl, log_weights = importance_samples(model, x, posterior, params, generator)
-    columns = (nll.mean(-1), kl, -importance_weighted_bound(log_weights), sampling_error(log_weights))
+    first = log_weights[:, : tenth(params.importance_samples)]
+    bounds = (-importance_weighted_bound(weights) for weights in (log_weights, first))
+    variances = (variance_between_parts(log_weights, parts) for parts in (2, 4))
+    columns = (nll.mean(-1), kl, *bounds, effective_samples(log_weights), *variances)
     mu, logvar = posterior
     return torch.stack([column.cpu().double() for column in columns], 1), mu.cpu(), logvar.cpu()
 
@@ -222,11 +253,15 @@ def importance_samples(
     return torch.cat(nll, -1), kl, torch.cat(log_weights, -1)
 
 
-def sampling_error(log_weights: Tensor) -> Tensor:
-    """The standard error of log (1/K) Σ_k w_k from log weights: [..., K] -> [...], NaN for K = 1.
+def effective_samples(log_weights: Tensor) -> Tensor:
+    """The effective sample size of log importance weights, (Σ_k w_k)² / Σ_k w_k² (Kong 1992): [..., K] -> [...]."""
+    return 1 / log_weights.softmax(-1).square().sum(-1)
 
-    By the delta method, Var(log mean(w)) ≈ Var(w) / (K · mean(w)²); an underestimate where few samples dominate.
-    """
-    samples = log_weights.shape[-1]
-    weights = log_weights.softmax(-1) * samples  # their mean is 1
-    return ((weights - 1).square().sum(-1) / (samples * (samples - 1))).sqrt()
+
+def variance_between_parts(log_weights: Tensor, parts: int) -> Tensor:
+    """The variance of the bound between equal parts of the samples, [..., K] -> [...]; NaN for K < `parts`."""
+    size = log_weights.shape[-1] // parts
+    if not size:
+        return torch.full(log_weights.shape[:-1], math.nan)
+    bounds = importance_weighted_bound(log_weights[..., : parts * size].unflatten(-1, (parts, size)))
+    return bounds.var(-1)
