@@ -44,6 +44,7 @@ loader = DataLoader(TensorDataset(images, torch.arange(200) % 10), 50)
 trainer.train(loader, loader, epochs=1)
 trainer.plot_history()
 visualize_reconstruction(model, loader, "cpu", save_path="figure.png")
+save_explorer(model, loader, "explorer.html")
 model.save("weights.safetensors")
 assert VAE.load("weights.safetensors").sample(3).shape == (3, 784)
 """
@@ -117,4 +118,6 @@ def test_the_wheel_has_the_files_that_lazy_imports_and_type_checkers_read(tmp_pa
         names = archive.namelist()
         (entries,) = (archive.read(name).decode() for name in names if name.endswith("entry_points.txt"))
     assert {"vae/__init__.pyi", "vae/py.typed", "vae/training/loop.py"} <= set(names)
+    files = {path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src/vae/serving/explorer").glob("*.*")}
+    assert {name for name in names if name.startswith("vae/serving/explorer/")} == files
     assert "train-vae = vae.cli:main" in entries

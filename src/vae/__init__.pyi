@@ -10,6 +10,7 @@ from .plots.visualize import (
     visualize_latent_space,
     visualize_reconstruction,
 )
+from .serving.explorer.build import save_explorer
 from .training.loop import fit
 from .training.trainer import VAETrainer
 
@@ -22,6 +23,7 @@ __all__ = [
     "generate_samples",
     "latent_means",
     "load_params",
+    "save_explorer",
     "visualize_interpolation",
     "visualize_latent_arithmetic",
     "visualize_latent_manifold",

@@ -1,1 +1,1 @@
-"""The trained VAE as an MLflow Model (`pyfunc`), which MLflow loads as `model_code` says."""
+"""The trained VAE for others to use: as an MLflow Model (`pyfunc`, loaded as `model_code` says), and as a page."""

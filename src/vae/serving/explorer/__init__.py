@@ -1,0 +1,1 @@
+"""The latent explorer: a page that computes with the model itself, offline."""

@@ -1,0 +1,134 @@
+// The page: one state, the latents that are shown, and what shows or changes them.
+
+import { between } from "./model.mjs";
+import { describeModel, makeComparison } from "./compare.mjs";
+import { makeDrawing } from "./drawing.mjs";
+import { Explored } from "./explored.mjs";
+import { makeMap } from "./map.mjs";
+import { element, find, paint } from "./pictures.mjs";
+import { randomFrom } from "./random.mjs";
+import { makeSliders } from "./sliders.mjs";
+import { fromBase64 } from "./weights.mjs";
+
+const PATH_STEPS = 11; // digits of an interpolation
+
+function start(explored) {
+  const { model } = explored;
+  const state = { z: null, noise: [], x: null };
+  showFacts(explored);
+
+  function show(z, text, noise = []) {
+    Object.assign(state, { z, noise });
+    paint(find("digit"), model.images(z, 1, noise));
+    find("what").textContent = text;
+    showOnSliders(z, noise);
+    compare(state);
+  }
+
+  const compare = makeComparison(explored);
+  const showOnSliders = makeSliders(explored, (z, noise) => show(z, "Moved by hand", noise));
+  find("latents-help").textContent =
+    "A slider goes over three standard deviations of the posterior means; the strip shows what it does to this digit. " +
+    "Sorted by KL, the nats that a latent holds on average.";
+
+  const describeImage = (n) => `Test image ${n}, a ${explored.labels[n]}`;
+  const path = makePath(explored, state, show);
+  makeMap(explored, {
+    onSelect(n) {
+      const cost = explored.array("neg_elbo")[n].toFixed(1);
+      find("map-status").textContent = `${describeImage(n)}: −ELBO of ${cost} nats`;
+      show(explored.mean(n), describeImage(n));
+    },
+    onPath(from, to) {
+      find("map-status").textContent = `From test image ${from}, a ${explored.labels[from]}, to ${to}, a ${explored.labels[to]}`;
+      path(explored.mean(from), explored.mean(to));
+      show(explored.mean(from), "Start of the interpolation");
+    },
+  });
+
+  const random = randomFrom(Date.now());
+  find("prior").onclick = () => {
+    const { z, noise } = model.sample(random);
+    show(z, "A sample from the prior", noise);
+  };
+  makeClassButtons(explored, show);
+  path(explored.mean(0), explored.mean(1));
+  show(explored.mean(0), describeImage(0));
+  makeDrawing(explored, {
+    onDrawn(x) {
+      state.x = x;
+      compare(state);
+    },
+    onExplore: show,
+  });
+}
+
+function makeClassButtons(explored, show) {
+  const classes = [...new Set(explored.labels)].sort((a, b) => a - b);
+  const mean = (label) => explored.average(explored.ofClass(Number(label)));
+  const [one, ...three] = document.querySelectorAll("select");
+  for (const select of [one, ...three]) select.append(...classes.map((label) => element("option", {}, label)));
+  [8, 3, 1].forEach((label, i) => (three[i].value = classes.includes(label) ? label : classes[0]));
+  one.onchange = () => show(mean(one.value), `Mean of class ${one.value}`);
+  find("calculate").onclick = () => {
+    const [a, b, c] = three.map((select) => mean(select.value));
+    const [p, q, r] = three.map((select) => select.value);
+    show(a.map((v, j) => v - b[j] + c[j]), `Mean of ${p} − mean of ${q} + mean of ${r}`);
+  };
+}
+
+/** The interpolation below the map; returns a function that starts one between two latents. */
+function makePath({ model }, state, show) {
+  let ends;
+  const spherical = () => document.querySelector("[name=line]:checked").value === "spherical";
+  const at = (t) => between(...ends, t, spherical());
+  function draw() {
+    const z = new Float32Array(PATH_STEPS * model.latentDim);
+    for (let k = 0; k < PATH_STEPS; k++) z.set(at(k / (PATH_STEPS - 1)), k * model.latentDim);
+    paint(find("path"), model.images(z, PATH_STEPS));
+  }
+  function go(from, to) {
+    ends = [from, to];
+    draw();
+  }
+  const position = find("position");
+  position.oninput = () => show(at(Number(position.value)), `${Math.round(100 * position.value)} % of the way`);
+  for (const radio of document.querySelectorAll("[name=line]")) radio.onchange = draw;
+  find("path-start").onclick = () => go(state.z, ends[1]);
+  find("path-end").onclick = () => go(ends[0], state.z);
+  return (from, to) => {
+    position.value = 0;
+    go(from, to);
+  };
+}
+
+function showFacts(explored) {
+  const { metrics, training, model } = explored;
+  find("model").textContent = describeModel(explored);
+  const error = "nll_standard_error" in metrics ? ` ± ${metrics.nll_standard_error.toFixed(2)}` : "";
+  const { dataset = "test images", importance_samples: samples, binarization } = metrics;
+  find("metrics").textContent =
+    `Test −ELBO ${(-metrics.elbo).toFixed(2)} = reconstruction ${metrics.reconstruction.toFixed(2)} + KL ${metrics.kl.toFixed(2)}, ` +
+    `NLL ${metrics.nll.toFixed(2)}${error} nats per image (${samples} importance samples, binarization ${binarization}, ` +
+    `${explored.labels.length.toLocaleString("en")} images of ${dataset})`;
+  const facts = { ...prefixed("model", model.config), ...prefixed("train", training), ...prefixed("test", metrics) };
+  for (const [name, value] of Object.entries(facts)) {
+    find("facts").append(element("dt", {}, name), element("dd", {}, value === null ? "none" : `${value}`));
+  }
+  if (metrics.weights_sha256) {
+    find("facts").append(element("dt", {}, "in MLflow"), element("dd", {}, `search runs for tags.\`model.sha256\` = '${metrics.weights_sha256}'`));
+  }
+  const hasEmbedding = Boolean(explored.array("embedding"));
+  document.querySelector("[value=embedding]").closest("label").hidden = !hasEmbedding;
+  if (model.latentDim <= 2) find("pca").textContent = "the latents as they are";
+}
+
+const prefixed = (prefix, values) => Object.fromEntries(Object.entries(values).map(([key, v]) => [`${prefix}.${key}`, v]));
+
+try {
+  start(new Explored(fromBase64(find("payload").textContent.trim())));
+} catch (error) {
+  find("notice").textContent = error.message;
+  find("notice").dataset.failed = "";
+  throw error;
+}

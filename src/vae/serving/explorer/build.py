@@ -1,0 +1,138 @@
+"""The latent explorer, one HTML file: the page's code, and what it shows of one model, as a safetensors file in base64.
+
+Shapes: N test images, D = 784 pixels, L latent dimensions.
+"""
+
+import base64
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from vae.config import Binarization, EvaluateParams, Params
+from vae.data.batches import image_batch, label_batch
+from vae.data.binarization import binarize_once, to_float
+from vae.errors import ConfigError, DataError
+from vae.evaluation.likelihood import Evaluation, Floats, evaluate
+from vae.files import write_atomically
+from vae.models.distributions import gaussian_kl_between
+from vae.models.vae import VAE
+
+FOLDER = Path(__file__).parent
+# Each after those that it imports: in the page they are one script.
+MODULES = [
+    *("weights", "random", "network", "priors", "model", "explored"),
+    *("pictures", "digit", "map", "sliders", "drawing", "compare", "app"),
+]
+
+
+def explorer_page(
+    model: VAE,
+    images: Tensor,
+    result: Evaluation,
+    metrics: Mapping[str, Any],
+    params: Params | None = None,
+    embedding: Floats | None = None,
+) -> str:
+    """The HTML of the explorer of `model` and its evaluation on binarized test `images` [N, D].
+
+    The `metrics` with their protocol are shown, and how the model was trained, from `params`. An `embedding` [n, 2] of
+    the first n posterior means, such as a t-SNE, is a second map beside the principal components. Equal arguments give
+    equal pages.
+
+    The page computes what `model.params` describes. It does not know methods that a subclass overrides; of an
+    architecture or prior of your own it says that it can't compute it. Raises ConfigError where the images are not of
+    28 × 28 pixels.
+    """
+    if model.input_dim != 784:
+        raise ConfigError(f"the explorer shows images of 28 × 28 pixels, not of {model.input_dim} in all")
+    mu, logvar = torch.from_numpy(result.mu), torch.from_numpy(result.logvar)
+    center, axes = principal_axes(mu)
+    reference = reference_normal(model, mu, logvar)
+    arrays = {
+        "images": torch.from_numpy(np.packbits((to_float(images.cpu()) > 0.5).numpy(), axis=1)),
+        "labels": torch.tensor(result.images["label"].to_numpy(), dtype=torch.uint8),
+        "neg_elbo": -torch.tensor(result.images["elbo"].to_numpy(), dtype=torch.float32),
+        "means": mu.half(),
+        "center": center,
+        "axes": axes,
+        "reference": torch.stack(reference),
+        "kl": gaussian_kl_between(mu, logvar, *reference).mean(0),
+        **({} if embedding is None else {"embedding": torch.from_numpy(embedding).float()}),
+    }
+    weights = {name: tensor.detach().cpu().half() for name, tensor in model.state_dict().items()}
+    contents = weights | {f"explorer.{name}": array.contiguous() for name, array in arrays.items()}
+    config = {"input_dim": model.input_dim, **model.params.model_dump(mode="json")}
+    training = {} if params is None else {"seed": params.seed, **params.train.model_dump()}
+    facts = {"metrics": metrics, "training": training}
+    payload = save(contents, metadata={"vae": json.dumps(config), "explorer": json.dumps(facts)})
+    page = (FOLDER / "page.html").read_text(encoding="utf-8")
+    parts = {"style": (FOLDER / "style.css").read_text(encoding="utf-8"), "script": script(*MODULES)}
+    parts["payload"] = base64.b64encode(payload).decode()
+    return re.sub(r"\{\{(\w+)\}\}", lambda part: parts[part[1]], page)
+
+
+def script(*modules: str) -> str:
+    """The modules as one script without imports and exports: a page that is one file can't import another."""
+    texts = ((FOLDER / f"{module}.mjs").read_text(encoding="utf-8") for module in modules)
+    return re.sub(r"^import .*\n|^export (?=\w)", "", "\n".join(texts), flags=re.MULTILINE)
+
+
+def principal_axes(mu: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean [L] and the first two principal axes [2, L] of posterior means [N, L]; two latents are their own axes.
+
+    An axis's largest component is positive. The second axis of one latent is zero.
+    """
+    dim = mu.shape[1]
+    if dim <= 2:
+        return torch.zeros(dim), torch.eye(2, dim)
+    center = mu.double().mean(0)
+    _, vectors = torch.linalg.eigh(torch.cov(mu.double().T))
+    axes = vectors.T[[-1, -2]]
+    largest = axes.gather(1, axes.abs().argmax(1, keepdim=True))
+    return center.float(), (axes * largest.sign()).float()
+
+
+def reference_normal(model: VAE, mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and log-variance [L] of the normal distribution to which the page shows the KL of each dimension.
+
+    It is the prior where that is N(0, 1). Other priors are no product over dimensions: it is then the normal with the
+    mean and variance of the aggregate posterior of `mu` and `logvar` [N, L].
+    """
+    if model.prior.factorized:
+        return torch.zeros(mu.shape[1]), torch.zeros(mu.shape[1])
+    return mu.mean(0), (mu.var(0, correction=0) + logvar.exp().mean(0)).log()
+
+
+def save_explorer(
+    model: VAE,
+    dataloader: DataLoader[Any],
+    path: Path | str,
+    num_samples: int = 10_000,
+    binarization: Binarization = "dynamic",
+) -> None:
+    """Write the explorer of `model` with the first `num_samples` labelled images of the loader: one HTML file.
+
+    `binarization` is that of grey pixels. Raises DataError where there are no images, or they have no labels, and what
+    `explorer_page` raises.
+    """
+    images, labels = [], []
+    for batch in dataloader:
+        images.append(to_float(image_batch(batch, model.input_dim)).cpu())
+        labels.append(label_batch(batch).cpu())
+        if sum(map(len, images)) >= num_samples:
+            break
+    if not images:
+        raise DataError("the DataLoader yields no images")
+    targets = binarize_once(torch.cat(images)[:num_samples], binarization).to(model.output_bias.device)
+    params = EvaluateParams(importance_samples=20)
+    result = evaluate(model, targets, torch.cat(labels)[:num_samples], params)
+    protocol = {"binarization": binarization, "importance_samples": params.importance_samples}
+    write_atomically(path, explorer_page(model, targets, result, {**result.metrics(), **protocol}))

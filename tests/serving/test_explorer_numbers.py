@@ -1,0 +1,141 @@
+"""The explorer's JavaScript against torch, in Node: every kind of network and prior that params.yaml can make."""
+
+import json
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save
+
+from vae.config import ModelParams
+from vae.models.hierarchy import TopDown
+from vae.models.vae import VAE, slerp
+from vae.serving.explorer.build import FOLDER
+
+pytestmark = pytest.mark.skipif(not shutil.which("node"), reason="there is no node, in which the page's code runs")
+
+MLP = {"hidden_dims": (24, 24, 16), "latent_dim": 5, "prior": "standard"}
+CONV = {"architecture": "conv", "hidden_dims": (4, 6, 6), "latent_dim": 5, "activation": "relu", "prior": "standard"}
+PRIORS = {
+    "mixture": {"prior": "gaussian_mixture", "prior_components": 4},
+    "vampprior": {"prior": "vampprior", "prior_components": 6},
+    "realnvp": {"prior": "realnvp", "prior_couplings": 3, "prior_width": 8},
+}
+KINDS = {
+    **{f"mlp {name}": MLP | {"activation": name} for name in ("silu", "relu", "gelu", "tanh", "glu")},
+    "mlp plain": MLP | {"residual": False},
+    "mlp skip": MLP | {"decoder_skip": True, "activation": "glu"},
+    "mlp one layer": MLP | {"hidden_dims": (16,)},
+    "mlp ladder": MLP | {"lower_latent_dims": (3, 2), "prior": "realnvp", "prior_couplings": 2, "prior_width": 8},
+    "mlp glu ladder": MLP | {"lower_latent_dims": (3,), "activation": "glu", "decoder_skip": True},
+    "conv": CONV,
+    "conv one layer": CONV | {"hidden_dims": (3,), "residual": False},
+    "conv dense": CONV | {"dense_dims": (12, 10), "activation": "silu"},
+    "conv ladder": CONV | {"lower_latent_dims": (2, 1, 1), "prior": "vampprior", "prior_components": 3},
+    **{f"prior {name}": MLP | prior for name, prior in PRIORS.items()},
+}
+BATCH, SAMPLES = 5, 6
+
+PROGRAM = """
+import { readFileSync } from "node:fs";
+import { readTensors } from "FOLDER/weights.mjs";
+import { VAE, between } from "FOLDER/model.mjs";
+
+const model = new VAE(readTensors(new Uint8Array(readFileSync(process.argv[2]))));
+const given = JSON.parse(readFileSync(0));
+const list = (object) => Object.fromEntries(Object.entries(object).map(([k, v]) => [k, v.length ? [...v] : v]));
+const [x, z, noise] = [given.x, given.z, given.noise].map((values) => Float32Array.from(values));
+const images = z.length / model.latentDim;
+const one = x.subarray(0, 784);
+const layerNoise = model.layerDims.map((dim) => Float32Array.from(given.layerNoise.splice(0, images * dim)));
+const { mu, logvar } = model.encode(x, x.length / 784);
+const numbers = { normal: () => given.normals.shift(), uniform: () => given.uniform[0] };
+const [start, end] = [z.subarray(0, model.latentDim), z.subarray(model.latentDim, 2 * model.latentDim)];
+console.log(JSON.stringify(list({
+  mu, logvar,
+  logits: model.decode(z, images).logits,
+  sampled: model.images(z, images, layerNoise),
+  rebuilt: model.reconstruct(one),
+  price: list(model.price(one, noise)),
+  density: model.prior.logDensity(z, images),
+  drawn: model.sample(numbers).z,
+  line: between(start, end, 0.3, false),
+  circle: between(start, end, 0.3, true),
+})));
+"""
+
+
+def normals(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def model_of(kind):
+    """A model with weights that fp16 has, far from how they are initialized."""
+    model = VAE.from_params(ModelParams(**KINDS[kind]), 0)
+    with torch.no_grad():
+        for index, parameter in enumerate(model.parameters()):
+            parameter.add_(0.1 * normals(*parameter.shape, seed=100 + index))
+            parameter.copy_(parameter.half().float())
+    return model.eval()
+
+
+def in_node(model, folder, **given):
+    """What the page's code computes of these inputs."""
+    config = json.dumps({"input_dim": 784, **model.params.model_dump(mode="json")})
+    weights = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}
+    (folder / "model.safetensors").write_bytes(save(weights, metadata={"vae": config}))
+    (folder / "program.mjs").write_text(PROGRAM.replace("FOLDER", FOLDER.as_uri()))
+    done = subprocess.run(
+        ["node", "program.mjs", "model.safetensors"],
+        input=json.dumps({name: np.asarray(value).flatten().tolist() for name, value in given.items()}),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def sample_by_torch(prior, noise, uniform):
+    """A sample [L] of each prior from standard normal numbers and a uniform one."""
+    if hasattr(prior, "components"):
+        mu, logvar, log_weight = (part.double() for part in prior.components())
+        chosen = int((log_weight.exp().cumsum(0) <= uniform).sum())
+        return mu[chosen] + torch.exp(0.5 * logvar[chosen]) * noise
+    for coupling in reversed(getattr(prior, "couplings", [])):
+        noise = coupling.inverse(noise)
+    return noise
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_the_page_computes_what_torch_computes(kind, tmp_path):
+    model = model_of(kind)
+    x = torch.bernoulli(torch.rand(BATCH, 784, generator=torch.Generator().manual_seed(1)) * 0.4)
+    z, latents = normals(BATCH, 5, seed=2), model.params.latent_dim
+    noise = normals(1, SAMPLES, model.noise_dim, seed=3)
+    layer_noise = [normals(BATCH, layer.noise_dim, seed=4) for layer in model.hierarchy]
+    drawn = normals(model.noise_dim, seed=5)
+    numbers = {"normals": drawn, "uniform": 0.4}
+    flat = torch.cat([part.flatten() for part in layer_noise]) if layer_noise else []
+    found = in_node(model, tmp_path, x=x, z=z, noise=noise, layerNoise=flat, **numbers)
+
+    def equal(name, expected, places=2e-5):
+        assert np.array(found[name]) == pytest.approx(expected.flatten().numpy(), abs=places, rel=places), name
+
+    posterior, terms = model.encode(x), model(x[:1], noise)
+    equal("mu", posterior.mu)
+    equal("logvar", posterior.logvar)
+    equal("logits", model.decode(z))
+    equal("sampled", model.decode(z, TopDown(layer_noise)).sigmoid())
+    equal("rebuilt", model.reconstruct(x[:1]))
+    equal("density", model.prior.log_density(z))
+    equal("drawn", sample_by_torch(model.prior, drawn[:latents], 0.4), 1e-4)
+    equal("line", torch.lerp(z[0], z[1], 0.3))
+    equal("circle", slerp(z[0], z[1], torch.tensor([[0.3]])))
+    price = found["price"]
+    assert price["reconstruction"] == pytest.approx(terms.nll.mean().item(), abs=1e-3)  # nats
+    assert price["kl"] == pytest.approx(terms.kl.sum().item(), abs=1e-3)
+    assert sum(price["pixels"]) == pytest.approx(price["reconstruction"])

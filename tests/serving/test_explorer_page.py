@@ -1,0 +1,326 @@
+"""The explorer's page in a real Chromium, opened from a file with the network cut off."""
+
+import json
+import re
+import shutil
+from base64 import b64decode
+from io import BytesIO
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save
+
+from mlflow_server import Server
+from vae.config import ModelParams
+from vae.models.vae import VAE, slerp
+from vae.serving.explorer.build import save_explorer
+
+CHROMIUM = shutil.which("chromium")
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium, in which the page is tested")
+
+ONE = [(0.5, 0.2), (0.5, 0.8)]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def opened(browser):
+    """Opens a page from its file. No page may ask for anything else, or write an error to the console."""
+    contexts, trouble, files = [], [], set()
+
+    def open_page(path, **options):
+        context = browser.new_context(**options)
+        contexts.append(context)
+        files.add(path.as_uri())
+        context.route("**", lambda route: route.continue_() if route.request.url in files else route.abort())
+        page = context.new_page()
+        page.on("request", lambda request: request.url in files or trouble.append(request.url))
+        page.on("console", lambda message: trouble.append(message.text))
+        page.on("pageerror", lambda error: trouble.append(str(error)))
+        page.goto(path.as_uri())
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert trouble == []
+
+
+@pytest.fixture
+def page(opened, explored):
+    return opened(explored[2])
+
+
+def image(page, name):
+    """The grey values in [0, 1] of a canvas, in the page or in a frame of it."""
+    png = page.locator(f"#{name}").evaluate("canvas => canvas.toDataURL()").partition(",")[2]
+    return np.asarray(Image.open(BytesIO(b64decode(png))).convert("L")).flatten() / 255
+
+
+def same(picture, expected):
+    np.testing.assert_allclose(picture, expected.detach().flatten().numpy(), atol=1.5 / 255)
+
+
+def draw(page, points):
+    area = page.locator("#ink")
+    area.scroll_into_view_if_needed()
+    box = area.bounding_box()
+    places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in points]
+    page.mouse.move(*places[0])
+    page.mouse.down()
+    for place in places[1:]:
+        page.mouse.move(*place, steps=5)
+    page.mouse.up()
+    page.wait_for_function("document.getElementById('price').textContent.includes('costs')")
+
+
+def nats(text):
+    """The numbers in a price: of all, of the reconstruction, of the KL, and the percentage of costlier test images."""
+    found = re.search(r"costs (.*) nats: reconstruction (.*) \+ KL (.*)\. (.*) % of the test images cost more", text)
+    return [float(number) for number in found.groups()]
+
+
+def page_noise(count, seed=1):
+    """The page's standard normal numbers: Box & Muller on mulberry32."""
+    state, numbers = seed, []
+    for _ in range(2 * count):
+        state = (state + 0x6D2B79F5) % 2**32
+        t = (state ^ state >> 15) * (state | 1) % 2**32
+        t ^= (t + (t ^ t >> 7) * (t | 61)) % 2**32
+        numbers.append((t ^ t >> 14) / 2**32)
+    u, v = torch.tensor(numbers, dtype=torch.float64).view(-1, 2).T
+    return (torch.sqrt(-2 * torch.log(1 - u)) * torch.cos(2 * torch.pi * v)).float()
+
+
+def tensors_of(path):
+    return load_tensors(b64decode(re.search(r'id="payload"[^>]*>([^<]+)<', path.read_text())[1]))
+
+
+def chosen_image(page):
+    return int(re.match(r"Test image (\d+)", page.locator("#what").inner_text())[1])
+
+
+def test_a_slider_changes_the_digit_and_its_strips(page, explored):
+    before = image(page, "digit")
+    slider = page.locator("#sliders input").first
+    slider.focus()
+    for _ in range(40):
+        page.keyboard.press("ArrowRight")
+    after = image(page, "digit")
+    assert np.abs(after - before).max() > 0.2
+    model = explored[0]
+    z = tensors_of(explored[2])["explorer.means"][0].float()
+    for row in page.locator("#sliders input").all():
+        z[int(row.get_attribute("id")[1:])] = float(row.input_value())
+    np.testing.assert_allclose(after, model.images(z).detach().numpy(), atol=0.05)  # the others are in steps, too
+
+
+def test_a_click_on_the_map_shows_the_reconstruction_and_a_drag_interpolates(page, explored):
+    model, means = explored[0], tensors_of(explored[2])["explorer.means"].float()
+    area = page.locator("#map")
+    area.click(position={"x": 150, "y": 260})
+    first = chosen_image(page)
+    same(image(page, "digit"), model.images(means[first]))
+    assert page.locator("#map-status").inner_text().startswith(f"Test image {first}, a ")
+
+    page.get_by_label("spherical").check()
+    area.drag_to(area, source_position={"x": 150, "y": 260}, target_position={"x": 420, "y": 300})
+    start, end = map(int, re.findall(r"(?:image|to) (\d+)", page.locator("#map-status").inner_text()))
+    assert start == first != end
+    page.locator("#position").fill("0.7")
+    same(image(page, "digit"), model.images(slerp(means[start], means[end], torch.tensor([[0.7]]))))
+    page.get_by_label("linear").check()
+    page.locator("#position").fill("0.3")
+    same(image(page, "digit"), model.images(torch.lerp(means[start], means[end], 0.3)))
+
+
+def test_the_map_shows_an_image_under_the_pointer_and_decodes_digits_in_the_background(page):
+    page.get_by_label("dots").uncheck()
+    page.wait_for_timeout(300)
+    far = image(page, "map")
+    page.get_by_label("Zoom in").click()
+    page.wait_for_timeout(300)
+    assert (image(page, "map") != far).any()
+    page.locator("#map").hover(position={"x": 200, "y": 200})
+    assert re.fullmatch(r"\d, \d+\.\d nats", page.locator("#hover span").inner_text())
+
+
+def test_a_drawn_one_is_reconstructed_as_a_one_and_costs_what_it_costs_in_torch(page, explored):
+    model, loader, _ = explored
+    draw(page, ONE)
+    x = torch.tensor(image(page, "input")).float()
+    assert set(x.tolist()) == {0.0, 1.0}
+    rows, columns = x.view(28, 28).nonzero().T
+    assert rows.max() - rows.min() in (18, 19)  # scaled to 20 pixels; the outermost ones are grey, and may be black
+    assert columns.float().mean() == pytest.approx(13.5, abs=1) and rows.float().mean() == pytest.approx(13.5, abs=1)
+    rebuilt = image(page, "rebuilt")
+    same(rebuilt, model.reconstruct(x[None]))
+    images, labels = (torch.cat(parts) for parts in zip(*loader, strict=True))
+    by_class = torch.stack([images[labels == digit].flatten(1).mean(0) for digit in range(10)])
+    assert (by_class - torch.tensor(rebuilt)).square().sum(1).argmin() == 1
+
+    terms = model(x[None], page_noise(16 * model.noise_dim).view(1, 16, -1))
+    expected = [terms.nll.mean().item(), terms.kl.sum().item()]
+    price, *parts, percent = nats(page.locator("#price").inner_text())
+    assert [price, *parts] == pytest.approx([sum(expected), *expected], abs=0.06)
+    share = (tensors_of(explored[2])["explorer.neg_elbo"] > sum(expected)).float().mean()
+    assert percent == pytest.approx(100 * share, abs=1)
+
+    page.get_by_role("button", name="Take its latents").click()
+    same(image(page, "digit"), model.images(model.encode(x[None]).mu))
+    labels = [button.get_attribute("aria-label") for button in page.locator("#nearest button").all()]
+    assert [label[-1] for label in labels].count("1") >= 6
+    page.get_by_role("button", name="Clear").click()
+    page.wait_for_function("document.getElementById('price').textContent.includes('Nothing')")
+
+
+def test_the_buttons_draw_from_the_prior_and_calculate_with_the_means_of_classes(page, explored):
+    model, arrays = explored[0], tensors_of(explored[2])
+    pictures = []
+    for _ in range(3):
+        page.get_by_role("button", name="Draw from the prior").click()
+        pictures.append(image(page, "digit"))
+    assert np.abs(np.diff(pictures, axis=0)).max(1).min() > 0.3
+    means = [arrays["explorer.means"][arrays["explorer.labels"] == digit].float().mean(0) for digit in range(10)]
+    page.get_by_role("button", name="Calculate").click()
+    same(image(page, "digit"), model.images(means[8] - means[3] + means[1]))
+    page.get_by_label("Mean of class").select_option("4")
+    same(image(page, "digit"), model.images(means[4]))
+
+
+@pytest.mark.parametrize("kind", ["page", "weights"])
+def test_a_second_model_is_shown_beside_the_first(page, explored, tmp_path, kind):
+    conv = ModelParams(architecture="conv", hidden_dims=(4, 6), latent_dim=3, prior="standard", lower_latent_dims=(2,))
+    other = VAE.from_params(conv, 1).eval()
+    other.load_state_dict({name: tensor.half().float() for name, tensor in other.state_dict().items()})
+    path = tmp_path / {"page": "other.html", "weights": "other.safetensors"}[kind]
+    if kind == "page":
+        save_explorer(other, explored[1], path, num_samples=200)
+    else:
+        other.save(path)
+    draw(page, ONE)
+    page.locator("#file").set_input_files(path)
+    table = page.locator("#comparison table")
+    assert "prior realnvp" in table.inner_text() and "conv 4-6, 3+2 latents" in table.inner_text()
+    assert ("not in the file" in table.inner_text()) == (kind == "weights")
+    x = torch.tensor(image(page, "input")).float()
+    terms = other(x[None], page_noise(16 * other.noise_dim).view(1, 16, -1))
+    price = float(table.locator("tr").last.locator("td").last.inner_text().split()[0])
+    assert price == pytest.approx((terms.nll.mean() + terms.kl.sum()).item(), abs=0.06)
+
+
+def unknown_prior(path):
+    content = {"prior.x": torch.zeros(2)}
+    config = {"input_dim": 784, **ModelParams(hidden_dims=(4,), prior="standard").model_dump(mode="json")}
+    weights = VAE(hidden_dims=(4,), prior="standard").state_dict()
+    path.write_bytes(save(content | weights, {"vae": json.dumps(config | {"prior": "mine"})}))
+
+
+def other_shapes(path):
+    config = {"input_dim": 784, **ModelParams(hidden_dims=(4,), prior="standard").model_dump(mode="json")}
+    path.write_bytes(save(VAE(hidden_dims=(5,), prior="standard").state_dict(), {"vae": json.dumps(config)}))
+
+
+FOREIGN = {
+    "text": (lambda path: path.write_text("hello"), "damaged, or neither"),
+    "empty": (lambda path: path.write_bytes(b""), "damaged, or neither"),
+    "html": (lambda path: path.write_text("<!doctype html><p>hello</p>"), "not a complete explorer page"),
+    "header": (lambda path: path.write_bytes(b"\xff" * 64), "damaged, or neither"),
+    "no model": (lambda path: path.write_bytes(save({"a": torch.zeros(2)})), "not a model of this project"),
+    "a prior of one's own": (unknown_prior, "no prior “mine”"),
+    "other shapes": (other_shapes, "doesn't match its own configuration"),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_foreign_file_ends_in_a_sentence(page, tmp_path, kind):
+    write, words = FOREIGN[kind]
+    write(tmp_path / "file.html")
+    page.locator("#file").set_input_files(tmp_path / "file.html")
+    page.wait_for_function("document.getElementById('notice').textContent")
+    notice = page.locator("#notice").inner_text()
+    assert notice.startswith("file.html can't be compared. ") and words in notice
+    draw(page, ONE)
+
+
+def test_truncated_pages_end_in_a_sentence_when_they_are_dropped(page, explored, tmp_path):
+    whole = explored[2].read_text()
+    (tmp_path / "half.html").write_text(whole[: len(whole) // 2])
+    page.locator("#file").set_input_files(tmp_path / "half.html")
+    page.wait_for_function("document.getElementById('notice').textContent.includes('not a complete explorer page')")
+
+
+def test_the_page_can_be_used_with_the_keyboard_alone(page, explored):
+    """Tab goes through everything that takes part; each is used with keys."""
+    used, means = [], tensors_of(explored[2])["explorer.means"].float()
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        name = page.evaluate("document.activeElement.id || document.activeElement.textContent.trim()")
+        used.append(name)
+        if name == "map":
+            for key in ("ArrowLeft", "ArrowLeft", "ArrowDown", "+", "Enter"):
+                page.keyboard.press(key)
+            same(
+                image(page, "digit"),
+                explored[0].images(means[chosen_image(page)]),
+            )
+        if name == "prior":
+            page.keyboard.press("Enter")
+            assert page.locator("#what").inner_text() == "A sample from the prior"
+        if re.fullmatch(r"z\d+", name):
+            page.keyboard.press("ArrowLeft")
+            assert page.locator("#what").inner_text() == "Moved by hand"
+        if name == "ink":
+            for key in (" ", *["ArrowDown"] * 14, " "):
+                page.keyboard.press(key)
+            page.wait_for_function("document.getElementById('price').textContent.includes('costs')")
+        if name == "file":
+            break
+    for name in ("map", "path-start", "path-end", "position", "prior", "mean", "calculate", "ink", "clear", "explore"):
+        assert name in used, name
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_violation_and_nothing_is_wider_than_a_phone(opened, explored, tmp_path, scheme):
+    from axe_playwright_python.sync_playwright import Axe
+
+    page = opened(explored[2], color_scheme=scheme, viewport={"width": 380, "height": 800})
+    explored[0].save(tmp_path / "a-model-with-a-rather-long-name-of-its-own.safetensors")
+    draw(page, ONE)
+    page.locator("#file").set_input_files(tmp_path / "a-model-with-a-rather-long-name-of-its-own.safetensors")
+    page.locator("summary").click()
+    page.locator("#comparison table").wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 380
+    found = Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
+
+
+@pytest.mark.slow
+def test_it_works_in_the_artifact_tab_of_an_mlflow_server(browser, explored, empty_store, tmp_path, monkeypatch):
+    from mlflow import MlflowClient
+
+    with Server(tmp_path, empty_store) as server:
+        client = MlflowClient(server.url)
+        run = client.create_run(client.create_experiment("explorer")).info
+        client.log_artifact(run.run_id, str(explored[2]), "explorer")
+        page = browser.new_page(viewport={"width": 1400, "height": 1000})
+        path = f"experiments/{run.experiment_id}/runs/{run.run_id}/artifacts/explorer/index.html"
+        page.goto(f"{server.url}/#/{path}")
+        page.locator("iframe").wait_for(timeout=120_000)
+        assert page.locator("iframe").get_attribute("sandbox") == "allow-scripts"
+        frame = page.frame_locator("iframe")
+        frame.get_by_role("button", name="Draw from the prior").click(timeout=60_000)
+        assert frame.locator("#what").inner_text() == "A sample from the prior"
+        assert image(frame, "digit").max() > 0.4
+        page.close()
