@@ -29,7 +29,7 @@ names := $(foreach goal,$(MAKECMDGOALS),$(names_$(goal))) PYTHON
 unknown := $(filter-out $(names),$(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
 $(if $(unknown),$(error $(strip make $(MAKECMDGOALS)) has no $(unknown:%=%=): there are $(names:%=%=)))
 
-.PHONY: help setup repro compare train search adopt dashboard examples theory ui sync test test-slow torture lint audit format bench published speedrun load clean
+.PHONY: help setup repro explore compare train search adopt dashboard examples theory ui sync test test-slow torture lint audit format bench published speedrun load clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -44,9 +44,13 @@ $(READY): pyproject.toml requirements.lock
 
 setup: $(READY)  ## Create .venv with the pinned dependencies (PYTHON=python3.12 chooses the interpreter)
 
-repro: $(READY)  ## Run the pipeline: download, train, evaluate, render; only what changed
+repro: $(READY)  ## Run the pipeline: download, train, evaluate, render, explorer; only what changed
 	@python -m vae.config
 	python -m dvc repro
+
+explore: $(READY)  ## Open the latent explorer of the model in a browser, made first if need be
+	@python -m dvc repro explorer
+	@python -c 'import pathlib, webbrowser; page = pathlib.Path("explorer/index.html").resolve(); print(page); webbrowser.open(page.as_uri())'
 
 compare: $(READY)  ## Show the commit and its DVC experiments in one table
 	@python -m vae.workflow.compare

@@ -101,7 +101,7 @@ class Project:
 
     def outputs(self):
         """The checksums of everything that the stages write."""
-        folders = [self.root / name for name in ("data", "models", "metrics", "figures")]
+        folders = [self.root / name for name in ("data", "models", "metrics", "figures", "explorer")]
         return {path: sha256(path) for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()}
 
     def copy(self, root):

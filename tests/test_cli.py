@@ -151,6 +151,7 @@ def store(folder):
 def test_a_training_writes_weights_metrics_and_figures(trained):
     folder = trained[1] / "results"
     files = {"vae_model_final.safetensors", "history.csv", "metrics.json", "timing.json", "test_nll.npz"}
+    files.add("explorer.html")
     assert {path.name for path in folder.iterdir()} == files | {f"{name}.png" for name in FIGURES}
     model = VAE.load(folder / "vae_model_final.safetensors")
     assert (model.params.hidden_dims, model.params.latent_dim) == ((32,), 2)

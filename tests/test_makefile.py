@@ -65,5 +65,11 @@ def test_a_variable_that_the_target_does_not_take_is_refused_with_those_that_it_
     assert not (make.root / "arguments").exists()
 
 
+def test_the_explorer_is_made_before_it_is_opened(make):
+    *repro, _, program = make("explore")
+    assert repro == ["-m", "dvc", "repro", "explorer"]
+    assert "explorer/index.html" in program
+
+
 def test_the_pipeline_is_started_after_a_check_of_params_yaml(make):
     assert make("repro") == ["-m", "vae.config", "-m", "dvc", "repro"]

@@ -35,8 +35,9 @@ def train(params: Params, output: Path, data: Path) -> None:
     from vae.data.binarization import binarize_once
     from vae.data.datasets import load
     from vae.evaluation.likelihood import describe, evaluate, protocol_of
-    from vae.files import sha256, write_json
+    from vae.files import sha256, write_atomically, write_json
     from vae.plots.report import save_figures
+    from vae.serving.explorer.build import explorer_page
     from vae.serving.pyfunc import save_model
     from vae.tracking.kinds import log_test
     from vae.workflow.stages import fetch_dataset
@@ -54,8 +55,8 @@ def train(params: Params, output: Path, data: Path) -> None:
         print(describe(metrics, params))
         tests = {f"test/{name}": value for name, value in metrics.items()}
         write_json(output / "metrics.json", {"dataset": record["name"], **training.summary, **tests})
-        bounds = output / "test_nll.npz"
-        result.write_bounds(bounds, protocol_of(params, record, sha256(output / WEIGHTS)))
+        bounds, protocol = output / "test_nll.npz", protocol_of(params, record, sha256(output / WEIGHTS))
+        result.write_bounds(bounds, protocol)
         log_test(training.run, params, record, metrics)
         example = targets[:2].cpu().numpy()
         training.run.log_model(lambda path: save_model(path, output / WEIGHTS, bounds, example))
@@ -63,7 +64,10 @@ def train(params: Params, output: Path, data: Path) -> None:
         figures = save_figures(training.model.cpu(), load(raw, "train"), test, result, history, params, output)
         for path in figures:
             training.run.log_artifact(path, "figures")
-    others = "metrics.json, test_nll.npz and history.csv"
+        page = output / "explorer.html"
+        write_atomically(page, explorer_page(training.model, targets, result, {**metrics, **protocol}, params))
+        training.run.log_artifact(page, "explorer")
+    others = "explorer.html, metrics.json, test_nll.npz and history.csv"
     print(f"{output / WEIGHTS}, for VAE.load;\nbeside it {len(figures)} figures, {others}")
 
 

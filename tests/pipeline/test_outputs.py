@@ -128,6 +128,6 @@ def test_mlflow_has_one_run_with_everything(reproduced, metrics, runs_of):
     assert logged == tests
     assert {Path(file.path).stem for file in client.list_artifacts(run.info.run_id, "figures")} == FIGURES
     artifacts = {file.path for file in client.list_artifacts(run.info.run_id)}
-    assert {"vae.safetensors", "history.csv", "per_class.csv"} <= artifacts
+    assert {"vae.safetensors", "history.csv", "per_class.csv", "explorer"} <= artifacts
     assert run.inputs.dataset_inputs[0].dataset.name == "MNIST-bundled-5000"
     assert run.data.tags["model.sha256"] == sha256(reproduced / MODEL)

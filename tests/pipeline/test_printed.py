@@ -20,6 +20,7 @@ def test_an_evaluation_names_each_of_its_steps_and_shows_a_percentage_where_ther
 
 def test_training_and_figures_say_what_they_do_and_where_the_files_are(stage):
     assert fitting(stage("render"))[:2] == ["plotting the figures", "10 figures in figures/"]
+    assert fitting(stage("explorer"))[0] == "making the latent explorer"
     lines = fitting(stage("train", "--epochs=1"))
     assert lines[:2] == ["MNIST-bundled-5000: 3,500 to train on, 500 to validate", "cpu, 1 thread, fp32, eager"]
     assert any(line.startswith("weights: models/vae.safetensors") for line in lines)

@@ -30,6 +30,7 @@ TRAIN_IMAGES = "data/raw/train-images-idx3-ubyte.gz"
 TEST_LABELS = "data/raw/t10k-labels-idx1-ubyte.gz"
 RECORD = "data/dataset.json"
 LATENTS, HISTORY, PARAMS = "metrics/latents.npz", "metrics/history.csv", "params.yaml"
+EVALUATION = "metrics/evaluation.json"
 
 
 def written(project):
@@ -68,19 +69,20 @@ def with_line(old, new):
 LAST_TENSOR = -5  # a bit that the format itself doesn't check
 BETA, LATENTS_3 = with_line("beta: 1.0", "beta: -1"), with_line("latent_dim: 2", "latent_dim: 3")
 DAMAGES = {
-    "model, missing": ("evaluate render", MODEL, Path.unlink, [MODEL]),
-    "model, truncated": ("evaluate render", MODEL, truncate, [MODEL]),
-    "model, a bit": ("evaluate render", MODEL, flip(LAST_TENSOR), [MODEL, "dvc checkout"]),
+    "model, missing": ("evaluate render explorer", MODEL, Path.unlink, [MODEL]),
+    "model, truncated": ("evaluate render explorer", MODEL, truncate, [MODEL]),
+    "model, a bit": ("evaluate render explorer", MODEL, flip(LAST_TENSOR), [MODEL, "dvc checkout"]),
     "images, a bit": ("train", TRAIN_IMAGES, flip(0), [TRAIN_IMAGES]),
-    "labels, missing": ("evaluate render", TEST_LABELS, Path.unlink, [TEST_LABELS]),
+    "labels, missing": ("evaluate render explorer", TEST_LABELS, Path.unlink, [TEST_LABELS]),
     "record, empty": ("train evaluate", RECORD, truncate, [RECORD, "dvc repro -f download"]),
-    "latents, missing": ("render", LATENTS, Path.unlink, [LATENTS, "dvc repro"]),
-    "latents, a bit": ("render", LATENTS, flip(0), [LATENTS, "dvc repro"]),
-    "latents, a pickle": ("render", LATENTS, pickled, [LATENTS, "allow_pickle=False", "dvc repro"]),
+    "latents, missing": ("render explorer", LATENTS, Path.unlink, [LATENTS, "dvc repro"]),
+    "latents, a bit": ("render explorer", LATENTS, flip(0), [LATENTS, "dvc repro"]),
+    "latents, a pickle": ("render explorer", LATENTS, pickled, [LATENTS, "allow_pickle=False", "dvc repro"]),
+    "metrics, truncated": ("explorer", EVALUATION, truncate, [EVALUATION, "dvc repro"]),
     "history, words": ("render", HISTORY, replaced_by(b"epoch,train/loss\n1,two\n"), [HISTORY, "dvc repro"]),
     "history, other columns": ("render", HISTORY, replaced_by(b"a,b\n1,2,3\n"), [HISTORY, "dvc repro"]),
-    "params, invalid": ("download train evaluate render", PARAMS, BETA, [PARAMS, "train.beta is -1"]),
-    "params, of another model": ("evaluate render", PARAMS, LATENTS_3, [MODEL, "latent_dim: 2 (params: 3)"]),
+    "params, invalid": ("download train evaluate render explorer", PARAMS, BETA, [PARAMS, "train.beta is -1"]),
+    "params, of another model": ("evaluate render explorer", PARAMS, LATENTS_3, [MODEL, "latent_dim: 2 (params: 3)"]),
 }
 
 
@@ -112,7 +114,7 @@ def test_a_damaged_file_is_named_and_nothing_is_written(stage_in, damageable, ca
 def test_an_unreachable_tracking_server_is_refused_before_anything_is_written(stage_in, damageable, monkeypatch):
     before, uri = written(damageable), f"http://127.0.0.1:{free_port()}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    for name in ("train", "evaluate", "render"):
+    for name in ("train", "evaluate", "render", "explorer"):
         stage_in(damageable, name).fails_with("MLFLOW_TRACKING_URI", uri)
     assert written(damageable) == before
 

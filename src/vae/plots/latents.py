@@ -8,6 +8,7 @@ from matplotlib.ticker import MaxNLocator
 from vae.plots.figure import PALETTE, Array
 
 CLASS_COLOURS = colormaps["tab10"].colors  # type: ignore[attr-defined]  # more saturated than PALETTE, for small points
+EMBEDDED = 2000  # images in the t-SNE
 
 
 def latent_space(mu: Array, labels: Array, embedding: Array | None = None) -> Figure:
@@ -39,8 +40,15 @@ def latent_space(mu: Array, labels: Array, embedding: Array | None = None) -> Fi
     return figure
 
 
-def tsne(mu: Array) -> Array:
-    """The t-SNE embedding [N, 2] of posterior means [N, L]: equal means give equal points. 2,000 take about 10 s."""
+def tsne(mu: Array) -> Array | None:
+    """The t-SNE embedding [n, 2] of the first 2,000 posterior means [N, L]: equal means give equal points in 10 s.
+
+    There is none of two dimensions, and none of equal points or very few: scikit-learn ends the process, or raises an
+    error.
+    """
+    mu = mu[:EMBEDDED]
+    if mu.shape[1] <= 2 or len(mu) <= 100 or mu.std(0).max() <= 1e-6:
+        return None
     from sklearn.manifold import TSNE  # imported here: it takes a second
     from threadpoolctl import threadpool_limits
 

@@ -21,7 +21,6 @@ from vae.plots.visualize import first_of_each_class, prior_grid
 PAIRS = [(0, 6), (1, 7), (2, 3), (4, 9), (5, 8)]  # interpolated classes
 TRAVERSED = 4  # latent dimensions shown
 STARTS = [0, 4, 7]  # classes whose images the traversals start from
-EMBEDDED = 2000  # images in the t-SNE
 REACH = 3.0  # standard deviations of the posterior means to both sides, over which a traversal goes
 
 
@@ -64,11 +63,7 @@ def plot_all(
     neighbours = to_float(train.images[nearest(samples[:columns], train.images, 2).T.flatten()])
     images, title = torch.cat([samples[:columns], neighbours]), "Samples and their nearest training images"
     yield "nearest_training_images", image_grids.image_rows(images.numpy(), ["sample", "nearest", "second"], title)
-    embedded = result.mu[:EMBEDDED]
-    # Of equal points or very few there is no t-SNE: scikit-learn's ends the process, or raises an error.
-    spread = len(embedded) > 100 and embedded.std(0).max() > 1e-6
-    embedding = latents.tsne(embedded) if mu.shape[1] > 2 and spread else None
-    yield "latent_space", latents.latent_space(result.mu, test.labels.numpy(), embedding)
+    yield "latent_space", latents.latent_space(result.mu, test.labels.numpy(), latents.tsne(result.mu))
     lines = torch.cat([model.interpolate(mu[first[a]], mu[first[b]], columns) for a, b in PAIRS])
     yield "interpolation", image_grids.interpolation(lines.numpy(), columns, PAIRS)
     kl, reference = kl_by_dimension(model, mu, logvar)

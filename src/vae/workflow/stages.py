@@ -2,9 +2,14 @@
 
 import json
 import os
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
+import numpy as np
+import pandas as pd
 import torch
 from ruamel.yaml import YAML
 
@@ -21,6 +26,7 @@ MODEL = Path("models/vae.safetensors")
 RUN = Path("models/run.json")
 METRICS = Path("metrics")
 FIGURES = Path("figures")
+EXPLORER = Path("explorer/index.html")
 
 
 def mnist_dir() -> Path | None:
@@ -80,6 +86,29 @@ def load_model(params: Params, device: Any) -> VAE:
     if different:
         raise WeightsError(f"{MODEL} was trained with other params, {', '.join(different)}: `dvc repro` retrains it")
     return model
+
+
+def read_evaluation() -> tuple[pd.DataFrame, Any, Any]:
+    """What an `Evaluation` is made of: label, ELBO and KL of each test image, and the posteriors [N, L]."""
+    return (read_output(METRICS / "test_nll.npz", _bounds), *read_output(METRICS / "latents.npz", _posteriors))
+
+
+def _bounds(path: Path) -> pd.DataFrame:
+    with np.load(path) as images:
+        return pd.DataFrame({"label": images["labels"], "elbo": -images["neg_elbo"], "kl": images["kl"]})
+
+
+def _posteriors(path: Path) -> tuple[Any, Any]:
+    with np.load(path) as latents:
+        return latents["mu"], latents["logvar"]
+
+
+def read_output(path: Path, reader: Callable[[Path], Any]) -> Any:
+    """Read the output of an earlier stage. Raises DataError, naming the file, where it can't be read."""
+    try:
+        return reader(path)
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile, zlib.error) as error:
+        raise DataError(f"{path} can't be read ({error}): `dvc repro` writes it again") from None
 
 
 def training_run(params: Params) -> str:
