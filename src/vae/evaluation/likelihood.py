@@ -16,7 +16,6 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from vae.checkpoints import Checkpoints
 from vae.config import EvaluateParams, Params
@@ -26,13 +25,14 @@ from vae.files import write_arrays
 from vae.models.distributions import importance_weighted_bound
 from vae.models.networks import Posterior
 from vae.models.vae import VAE
+from vae.progress import Progress
 
 ACTIVE_UNIT_VARIANCE = 0.01  # Burda et al. 2016, section 5.2
 # Posterior collapse. Many unused dimensions alone are normal: at β = 1 on MNIST, about half of 40.
 COLLAPSED_SHARE = 0.9
 COLLAPSED_KL = 0.1  # nats per image; the class of a digit takes 2.3
 
-SECONDS_BETWEEN_CHECKPOINTS = 15.0  # and between percentages, where there is no terminal for a progress bar
+SECONDS_BETWEEN_CHECKPOINTS = 15.0
 
 Floats = npt.NDArray[np.float32]
 Part = tuple[Tensor, Tensor, Tensor]  # of a batch: COLUMNS [B, 7], posterior means and log-variances [B, L]
@@ -196,17 +196,13 @@ def evaluate(
     if progress:
         count = params.importance_samples
         print(f"evaluating {len(targets):,} images with {count} importance sample{'s' * (count > 1)} each")
-    bar = tqdm(total=len(batches), initial=done, desc="evaluate", disable=None if progress else True, leave=False)
-    with bar:
+    with Progress(show=progress, desc="evaluate", total=len(batches), initial=done) as bar:
         for number, batch in enumerate(batches[done:], done + 1):
             parts.append(_evaluate_batch(model, to_float(batch), params, generator))
             bar.update()
-            if time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
-                if progress and bar.disable:
-                    print(f"evaluated {number / len(batches):.0%}")
-                if checkpoints:
-                    parts = [_joined(parts)]
-                    checkpoints.save(number, {"part": parts[0], "batches": number, "generator": generator.get_state()})
+            if checkpoints and time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
+                parts = [_joined(parts)]
+                checkpoints.save(number, {"part": parts[0], "batches": number, "generator": generator.get_state()})
                 saved = time.monotonic()
     columns, mu, logvar = _joined(parts)
     images = pd.DataFrame(columns.numpy(), columns=COLUMNS)

@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from vae.checkpoints import Checkpoints, State
 from vae.config import Binarization, TrainParams, check_together
@@ -28,6 +27,7 @@ from vae.device import Hardware, full_fp32
 from vae.errors import ConfigError, DivergedError
 from vae.models.distributions import importance_weighted_bound
 from vae.models.vae import VAE, Terms
+from vae.progress import Progress
 from vae.training.objectives import beta_at, doubly_reparameterized_bound, mmd, weighted_kl
 from vae.training.optimizers import make_optimizers, make_schedule
 
@@ -257,13 +257,12 @@ class _TrainingState:
         sums = torch.zeros(steps, 3, device=self.hardware.device)
         count, beta = 0, params.beta
         self.model.train()
-        with tqdm(
+        with Progress(
+            show=progress,
             desc=f"epoch {epoch}/{epochs}",
             total=steps,
             unit=" batches",
             postfix=self.last_epoch,  # this epoch's metrics would cost a wait for the device at every step
-            leave=False,
-            disable=None if progress else True,
         ) as bar:
             for number, x in enumerate(self.batches):
                 beta = beta_at(epoch - 1 + (number + 1) / steps, params.beta, params.kl_warmup_epochs, cycle)
