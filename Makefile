@@ -9,18 +9,18 @@ export DVC_NO_ANALYTICS := 1
 
 # make train EPOCHS=2 LATENT_DIM=8 BETA=4 …; make search TRIALS=60 WORKERS=4 …
 # Only variables on make's command line become flags, not those of the environment; the shell sees them quoted.
-unexport FROM EPOCHS BATCH_SIZE LATENT_DIM BETA LEARNING_RATE TRIALS WORKERS RECIPES QUICK
+unexport FROM EPOCHS BATCH_SIZE LATENT_DIM BETA LEARNING_RATE TRIALS WORKERS FINALISTS RECIPES QUICK
 given = $(if $(filter command,$(origin $(1))),$(value $(1)))
 quoted = '$(subst ','\'',$(1))'
 flag = $(if $(call given,$(2)),--$(1)=$(call quoted,$(call given,$(2))))
 TRAIN_FLAGS = $(call flag,epochs,EPOCHS) $(call flag,batch_size,BATCH_SIZE) $(call flag,latent_dim,LATENT_DIM) \
 	$(call flag,beta,BETA) $(call flag,learning_rate,LEARNING_RATE)
 PUBLISHED_FLAGS = $(foreach recipe,$(call given,RECIPES),$(call quoted,$(recipe))) $(call flag,epochs,EPOCHS)
-SEARCH_FLAGS = $(call flag,n_trials,TRIALS) $(call flag,epochs,EPOCHS) $(call flag,workers,WORKERS)
+SEARCH_FLAGS = $(call flag,n_trials,TRIALS) $(call flag,epochs,EPOCHS) $(call flag,workers,WORKERS) $(call flag,finalists,FINALISTS)
 
 # The variables that each target takes. Others on the command line are refused, or a mistyped one would start everything.
 names_train := EPOCHS BATCH_SIZE LATENT_DIM BETA LEARNING_RATE
-names_search := TRIALS EPOCHS WORKERS
+names_search := TRIALS EPOCHS WORKERS FINALISTS
 names_adopt := FROM
 names_examples := QUICK
 names_published := RECIPES EPOCHS
@@ -58,7 +58,7 @@ compare: $(READY)  ## Show the commit and its DVC experiments in one table
 train: $(READY)  ## Train once with other values, outside of DVC: EPOCHS= BATCH_SIZE= LATENT_DIM= BETA= LEARNING_RATE=
 	python pipeline/train.py $(TRAIN_FLAGS)
 
-search: $(READY)  ## Search hyperparameters; once with other values, outside of DVC: TRIALS= EPOCHS= WORKERS=
+search: $(READY)  ## Search hyperparameters; once with other values, outside of DVC: TRIALS= EPOCHS= WORKERS= FINALISTS=
 	@python -m vae.config
 ifeq ($(strip $(SEARCH_FLAGS)),)
 	python -m dvc repro pipeline/search/dvc.yaml

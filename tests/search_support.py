@@ -18,6 +18,7 @@ SMALL = {
     "train.precision": "fp32",
     "search.epochs": 2,
     "search.n_trials": 3,
+    "search.finalists": 0,
     "search.space": {
         "latent_dim": {"low": 2, "high": 8},
         "beta": {"low": 0.5, "high": 4.0, "log": True},

@@ -1,4 +1,4 @@
-"""Search hyperparameters: data/raw -> search/{trials.csv,best_params.yaml,*.png}; with flags, results/search/STUDY/."""
+"""Search hyperparameters: data/raw -> search/{trials,finals}.csv, best_params.yaml, *.png; or results/search/STUDY/."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from vae.search.workers import join, search
 from vae.workflow.command_line import RESUMED, run_stage
 from vae.workflow.stages import RAW, read_dataset
 
-FLAGS = ("search.n_trials", "search.epochs", "search.workers")
+FLAGS = ("search.n_trials", "search.epochs", "search.workers", "search.finalists")
 
 
 def main(params: Params, worker: bool) -> None:
@@ -18,8 +18,12 @@ def main(params: Params, worker: bool) -> None:
     if worker:
         join(params, dataset, RAW)
     else:
-        other = Path("results/search", study_name(params, dataset))
-        search(params, dataset, RAW, FOLDER if params == load_params() else other)
+        results, committed = FOLDER, load_params()
+        if params != committed:
+            results = Path("results/search", study_name(params, dataset))
+            if params.search.finalists == committed.search.finalists:  # no flag: a short look has no long finals
+                params = params.replaced({"search.finalists": 0})
+        search(params, dataset, RAW, results)
 
 
 if __name__ == "__main__":

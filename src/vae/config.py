@@ -95,6 +95,13 @@ class Section(BaseModel):
     )
 
 
+class Seeded(Section):
+    """What is in no section."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Of everything drawn at random."""
+
+
 class DataParams(Section):
     """Which images, where from, and how grey becomes black and white."""
 
@@ -308,6 +315,8 @@ class SearchParams(Section):
     """elbo minimizes −ELBO at β = 1; rate_distortion has two objectives and prunes no trial."""
     pruner: Pruner = "median"
     """Which trials are stopped early."""
+    finalists: Annotated[int, Field(ge=0)] = 3
+    """Best trials that are trained for train.epochs with three seeds, beside the values of params.yaml; 0: none."""
     space: dict[str, Range | Choices] = Field(
         default={
             "latent_dim": Range(low=8, high=64),
@@ -332,13 +341,15 @@ NOT_SEARCHED = {
 }
 
 
-def searched_section(name: str) -> str:
-    """The section, `model` or `train`, of parameter `name`. Raises ValueError if it isn't a searchable parameter."""
+def searched_name(name: str) -> str:
+    """The dotted name of parameter `name` of model or train. Raises ValueError if it isn't a searchable parameter."""
+    if name == "seed":  # searched by the finals
+        return name
     if name in NOT_SEARCHED:
         raise ValueError(f"{name} can't be searched: {NOT_SEARCHED[name]}")
     for section, model in SEARCHED.items():
         if name in model.model_fields:
-            return section
+            return f"{section}.{name}"
     known = sorted({*ModelParams.model_fields, *TrainParams.model_fields} - set(NOT_SEARCHED))
     close = difflib.get_close_matches(str(name).split(".")[-1], known, n=1)
     hint = f"did you mean '{close[0]}'? " if close else ""
@@ -347,7 +358,7 @@ def searched_section(name: str) -> str:
 
 def _domain(name: str, values: Any) -> Range | Choices:
     """The checked range or choices of a parameter. Raises ValueError if one of the values isn't allowed."""
-    section = SEARCHED[searched_section(name)]
+    section = SEARCHED.get(searched_name(name).split(".")[0], Seeded)
     if isinstance(values, list | tuple):
         if not values:
             raise ValueError(f"{name} has no values to choose from")
@@ -381,11 +392,9 @@ def _alone(section: type[Section], name: str) -> type[Section]:
     return create_model(section.__name__, __base__=Section, **{name: (field.annotation, field)})  # type: ignore[call-overload, no-any-return]
 
 
-class Params(Section):
+class Params(Seeded):
     """The whole of params.yaml."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Of everything drawn at random."""
     data: DataParams = DataParams()
     model: ModelParams = ModelParams()
     train: TrainParams = TrainParams()

@@ -108,8 +108,10 @@ def test_the_closing_table_compares_the_best_with_params_yaml():
     table = [line.split() for line in text.splitlines()]
     assert table[0][:2] == ["trial", "neg_elbo"]
     assert [row[1] for row in table[1:5]] == ["97", "98", "99", "100"]
-    assert "trial 3 beats the values of params.yaml (trial 0, 100.00) by 3.00 nats" in text
+    assert "trial 3 beats params.yaml (trial 0, 100.00) by 3.00 nats" in text
     assert "6 trials, 1 pruned, 1 failed" in text
+    usual = small()
+    assert max(map(len, report.closing_table(study_of(usual), usual).splitlines())) <= 80
     best = small(space=SPACE, model__latent_dim=5)
     assert "no trial beats the values of params.yaml" in report.closing_table(study_of(params), best)
 

@@ -42,7 +42,9 @@ SEARCH = [sys.executable, "pipeline/search/search.py"]
 @pytest.fixture
 def tiny(project):
     """A project with a search by two workers whose trials take about a second."""
-    project.set({"search.n_trials": 3, "search.epochs": 1, "search.workers": 2, "search.pruner": "none"})
+    project.set(
+        {"search.n_trials": 3, "search.epochs": 1, "search.workers": 2, "search.pruner": "none", "search.finalists": 0}
+    )
     return project
 
 
@@ -189,6 +191,21 @@ def test_the_stage_resumes_a_search_after_a_killed_worker_and_kill_9_and_writes_
     assert float(parent.data.tags["best/beta"]) == best["train"]["beta"]
     artifacts = {entry.path for entry in client.list_artifacts(parent.info.run_id)}
     assert {"trials.csv", "best_params.yaml", "pareto_front.png"} <= artifacts
+
+
+@pytest.mark.slow
+def test_finals_that_are_killed_go_on_and_end_as_if_they_had_not_been(tiny):
+    tiny.set({"search.finalists": 1, "search.epochs": 1, "train.epochs": 4, "search.workers": 1})
+    search = Search(tiny)
+    wait_for(lambda: "finals: 0 of 6" in search.printed() and search.printed().count("trial 0:") > 1, "finals")
+    search.kill()
+    search.wait()
+    resumed = Search(tiny).succeeds()
+    assert "finals: 0 of" not in resumed
+    kept = (tiny / "search/finals.csv").read_text()
+    (tiny / "search/study.journal").unlink()
+    Search(tiny).succeeds()
+    assert (tiny / "search/finals.csv").read_text() == kept
 
 
 @pytest.mark.slow

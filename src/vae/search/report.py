@@ -1,4 +1,4 @@
-"""The results of a search: the table of trials, the best values, the plots, and the lines on the terminal."""
+"""The results of a search: the tables of trials and finals, the best values, the plots, the lines on the terminal."""
 
 import io
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 from vae.config import Params
 from vae.errors import SearchError
 from vae.files import write_atomically
+from vae.search import finals
 from vae.search.space import current_values, dotted_names, with_values
 from vae.search.study import failure_reason, finished, score
 
@@ -54,8 +55,10 @@ def table(trials: Sequence[FrozenTrial], params: Params) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def write(study: optuna.Study, params: Params, folder: Path = FOLDER) -> list[Path]:
-    """Write trials.csv, best_params.yaml and the plots to `folder`; returns their paths.
+def write(
+    study: optuna.Study, params: Params, folder: Path = FOLDER, finalists: pd.DataFrame | None = None
+) -> list[Path]:
+    """Write trials.csv, finals.csv, best_params.yaml and the plots to `folder`; returns their paths.
 
     Raises SearchError where no trial is complete.
     """
@@ -67,15 +70,27 @@ def write(study: optuna.Study, params: Params, folder: Path = FOLDER) -> list[Pa
     if best is None:
         raise SearchError(f"none of the {len(trials)} trials is complete, so there are no results to write")
     write_atomically(folder / "trials.csv", table(trials, params).to_csv(index=False))
-    write_atomically(folder / BEST, _best_params(best, trials, params, study.study_name))
+    columns = [*params.search.space, "mean", "spread", "seeds", "current"]
+    rows = pd.DataFrame(columns=columns) if finalists is None else finalists[columns]
+    write_atomically(folder / "finals.csv", rows.to_csv(index=False, float_format="%.6g"))
+    write_atomically(folder / BEST, _best_params(best, trials, params, study.study_name, finalists))
     figures = plot_study(study, _score_name(params))
     plots = [save(figure, folder / f"{name}.png", DPI) for name, figure in figures.items()]
-    return [folder / "trials.csv", folder / BEST, *plots]
+    return [folder / "trials.csv", folder / "finals.csv", folder / BEST, *plots]
 
 
-def _best_params(best: FrozenTrial, trials: Sequence[FrozenTrial], params: Params, study: str) -> str:
-    """The best values in the shape of params.yaml, below what is known of them."""
-    chosen = with_values(params, best.params).flat()
+def _best_params(
+    best: FrozenTrial, trials: Sequence[FrozenTrial], params: Params, study: str, finalists: pd.DataFrame | None
+) -> str:
+    """The best values in the shape of params.yaml, below what is known of them.
+
+    After finals they are those of the winner, or of params.yaml where there is none.
+    """
+    values = best.params
+    if finalists is not None:
+        winning = finals.winner(finalists) or current_values(params)
+        values = {name: winning[name] for name in params.search.space}
+    chosen = with_values(params, values).flat()
     sections: dict[str, dict[str, Any]] = {}
     for name, dotted in dotted_names(params).items():
         value = chosen[dotted]
@@ -84,12 +99,14 @@ def _best_params(best: FrozenTrial, trials: Sequence[FrozenTrial], params: Param
     buffer = io.StringIO()
     YAML().dump(sections, buffer)
     found = f"Trial {best.number} of {len(trials)} (study {study}): validation {_score_name(params)}"
-    lines = [f"{found} {score(best):.2f} nats per image", *_standing(trials, params)]
+    lines = [f"{found} {score(best):.2f} nats per image", *_standing(trials, params, finalists)]
     return "".join(f"# {line}\n" for line in lines) + buffer.getvalue()
 
 
-def _standing(trials: Sequence[FrozenTrial], params: Params) -> list[str]:
+def _standing(trials: Sequence[FrozenTrial], params: Params, finalists: pd.DataFrame | None) -> list[str]:
     """How the best trial compares with params.yaml, and how far that can be trusted."""
+    if finalists is not None:
+        return [_outcome(finalists, params)]
     best, current = best_trial(trials), _current_trial(trials, params)
     epochs = f"{params.search.epochs} epochs (train.epochs: {params.train.epochs})"
     lines = [f"warning: one seed, {epochs}: 0.2 nats may be noise"]
@@ -97,8 +114,17 @@ def _standing(trials: Sequence[FrozenTrial], params: Params) -> list[str]:
         return [f"no trial beats the values of params.yaml (trial {current.number})"]
     if best and current:
         gain = f"(trial {current.number}, {score(current):.2f}) by {score(current) - score(best):.2f} nats per image"
-        lines.insert(0, f"trial {best.number} beats the values of params.yaml {gain}")
+        lines.insert(0, f"trial {best.number} beats params.yaml {gain}")
     return lines
+
+
+def _outcome(finalists: pd.DataFrame, params: Params) -> str:
+    """Which values the finals speak for."""
+    trained = f"after {params.train.epochs} epochs, {finals.SEEDS} seeds"
+    best, own = finalists.iloc[0], finalists[finalists["current"]]
+    if finals.winner(finalists) is None:
+        return f"{trained}: no values beat those of params.yaml by more than the spread of seeds"
+    return f"{trained}: {best['mean']:.2f} ± {best['spread']:.2f}, with params.yaml {own['mean'].iloc[0]:.2f}"
 
 
 def _score_name(params: Params) -> str:
@@ -137,18 +163,21 @@ def describe(trial: FrozenTrial, params: Params) -> str:
     return f"trial {trial.number}: {outcome} ({values}; {seconds})"
 
 
-def closing_table(study: optuna.Study, params: Params, folder: Path = FOLDER) -> str:
-    """The best trials, the comparison with params.yaml, and the time it took, for the terminal."""
+def closing_table(
+    study: optuna.Study, params: Params, folder: Path = FOLDER, finalists: pd.DataFrame | None = None
+) -> str:
+    """The best trials, the finals, the comparison with params.yaml, and the time it took, for the terminal."""
     trials = finished(study)
     complete = sorted((trial for trial in trials if trial.state is TrialState.COMPLETE), key=score)
-    columns = ["trial", "neg_elbo", "reconstruction", "kl", *params.search.space, "best_epoch", "seconds"]
+    columns = ["trial", "neg_elbo", "reconstruction", "kl", *params.search.space, "seconds"]
     top = table(complete[:SHOWN], params)[columns]
     rows = table(trials, params)
     states = rows["state"].value_counts()
     adopt = "make adopt" if folder == FOLDER else f"make adopt FROM={folder}"
     lines = [
         top.to_string(index=False, float_format=lambda value: f"{value:.4g}"),
-        *_standing(trials, params),
+        *([] if finalists is None else ["finals:", finalists.to_string(index=False, float_format="{:.4g}".format)]),
+        *_standing(trials, params, finalists),
         f"{len(rows)} trials, {states.get('PRUNED', 0)} pruned, {states.get('FAIL', 0)} failed; "
         f"{rows['seconds'].sum() / 3600:.2f} hours of training",
         f"results: {folder}/",

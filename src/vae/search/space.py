@@ -6,7 +6,7 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from vae.config import Params, Range, searched_section
+from vae.config import Params, Range, searched_name
 
 
 def distributions(params: Params) -> dict[str, BaseDistribution]:
@@ -25,7 +25,7 @@ def _distribution(domain: Range | tuple[Any, ...], current: Any) -> BaseDistribu
 
 def dotted_names(params: Params) -> dict[str, str]:
     """Each searched parameter's name in params.yaml, such as `train.beta` for `beta`."""
-    return {name: f"{searched_section(name)}.{name}" for name in params.search.space}
+    return {name: searched_name(name) for name in params.search.space}
 
 
 def current_values(params: Params) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def current_values(params: Params) -> dict[str, Any]:
 
 def with_values(params: Params, values: Mapping[str, Any]) -> Params:
     """`params` with a trial's values and `search.epochs` epochs. Raises ConfigError where they can't be combined."""
-    named = {f"{searched_section(name)}.{name}": _decode(value) for name, value in values.items()}
+    named = {searched_name(name): _decode(value) for name, value in values.items()}
     # Compilation pays off in a long training, not in a short trial.
     compiled = {"train.compile": False} if params.train.compile == "auto" else {}
     return params.replaced(named | {"train.epochs": params.search.epochs} | compiled)

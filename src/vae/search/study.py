@@ -41,7 +41,7 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"optuna\.")
 # comparable trials share a study; the searched parameters are not, since each trial has its own values of them.
 NOT_COMPARED = {
     *("data.source", "data.mirrors", "train.epochs", "train.device", "train.precision", "train.compile"),
-    *("search.n_trials", "search.workers", "search.pruner"),
+    *("search.n_trials", "search.workers", "search.pruner", "search.finalists"),
 }
 
 
@@ -57,8 +57,13 @@ def study_name(params: Params, dataset: Mapping[str, Any]) -> str:
     return f"vae-{dataset['name']}-{fingerprint([compared, space, dataset['sha256']], TRAINING_CODE)[:8]}"
 
 
-def open_study(params: Params, dataset: Mapping[str, Any], storage: BaseStorage, worker: int = 0) -> optuna.Study:
-    """The study of these parameters, created if necessary, with the values of params.yaml as its first trial."""
+def open_study(
+    params: Params, dataset: Mapping[str, Any], storage: BaseStorage, worker: int = 0, parent: str = ""
+) -> optuna.Study:
+    """The study of these parameters, created if necessary, with the values of params.yaml as its first trial.
+
+    `parent` is the run of the search that a study of finals belongs to.
+    """
     name = study_name(params, dataset)
     names = metric_names(params)
     with exclusive_lock(storage):
@@ -69,7 +74,7 @@ def open_study(params: Params, dataset: Mapping[str, Any], storage: BaseStorage,
             study.set_metric_names(names)
         if MLFLOW_RUN not in study.user_attrs:
             with tracking.tolerant():
-                study.set_user_attr(MLFLOW_RUN, tracking.new_search(params, dataset))
+                study.set_user_attr(MLFLOW_RUN, tracking.new_search(params, dataset, parent))
         trials = study.get_trials(deepcopy=False)
         if len(counted(trials)) < params.search.n_trials:
             study.enqueue_trial(current_values(params), skip_if_exists=True)

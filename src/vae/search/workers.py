@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import pandas as pd
 import psutil
 import torch
 from filelock import FileLock, Timeout
@@ -28,10 +29,11 @@ from vae import tracking
 from vae.config import Params
 from vae.device import resolve
 from vae.errors import SearchError, VAEError
-from vae.search import report
+from vae.search import finals, report
 from vae.search.storage import DATABASE_ERRORS, database_errors_in_one_line, open_storage, search_folder, storage_url
 from vae.search.study import MLFLOW_RUN, check_failure_limit, finished, hand_back, in_state, open_study, score
 from vae.search.trial import Worker
+from vae.tracking.run import Run, ending
 
 STOP_SECONDS = 5.0  # for workers to end after Ctrl-C, before they are killed
 GIGABYTES_PER_WORKER = 1.5
@@ -74,8 +76,9 @@ def plan(params: Params, missing: int) -> Plan:
 def search(params: Params, dataset: Mapping[str, Any], folder: Path, results: Path) -> None:
     """Bring the study of `params` to `search.n_trials` trials, and write its results to the folder `results`.
 
-    Trials of an earlier call are kept; those that were interrupted are run again. `folder` holds the images, `dataset`
-    is their record. Raises SearchError if the storage fails, all workers die or trial after trial fails.
+    The finals follow. Trials of an earlier call are kept; those that were interrupted are run again. `folder` holds the
+    images, `dataset` is their record. Raises SearchError if the storage fails, all workers die or trial after trial
+    fails.
     """
     with _only_search_here(), database_errors_in_one_line():
         tracking.connect(tracking.SEARCH_EXPERIMENT)
@@ -88,10 +91,13 @@ def search(params: Params, dataset: Mapping[str, Any], folder: Path, results: Pa
                 study.set_user_attr(MLFLOW_RUN, run.id)
             if done < params.search.n_trials:
                 _run_trials(study, storage, params, dataset, folder)
-            written = report.write(study, params, results)
+            finalists = (
+                _run_finals(study, storage, params, dataset, folder, run.id) if params.search.finalists else None
+            )
+            written = report.write(study, params, results, finalists)
             tracking.log_search(run, report.summary(study, params), written)
         tracking.sync()
-        print(report.closing_table(study, params, results))
+        print(report.closing_table(study, params, results, finalists))
 
 
 def join(params: Params, dataset: Mapping[str, Any], folder: Path) -> None:
@@ -124,6 +130,18 @@ def _only_search_here() -> Iterator[None]:
         acquired = lock.acquire()
     with acquired:
         yield
+
+
+def _run_finals(
+    search: optuna.Study, storage: BaseStorage, params: Params, dataset: Mapping[str, Any], folder: Path, parent: str
+) -> pd.DataFrame:
+    study, final = finals.open_finals(search, params, dataset, storage, parent)
+    done = len(finished(study))
+    print(f"finals: {done} of {final.search.n_trials} trainings of {final.search.epochs} epochs done", flush=True)
+    if done < final.search.n_trials:
+        with ending(Run("finals", study.user_attrs.get(MLFLOW_RUN, ""), tracking.SEARCH_EXPERIMENT)):
+            _run_trials(study, storage, final, dataset, folder)
+    return finals.table(search, study, params)
 
 
 def _run_trials(

@@ -9,7 +9,7 @@ from typing import Any
 
 import mlflow
 
-from vae.config import Params, searched_section
+from vae.config import Params, searched_name
 from vae.device import Hardware
 from vae.errors import hide_passwords
 from vae.files import PACKAGE, fingerprint
@@ -60,7 +60,7 @@ def trial_run(
     number: int, parent: str | None, params: Params, hardware: Hardware, dataset: Mapping[str, Any]
 ) -> Iterator[Run]:
     """Open a run for a search's trial, as a child of the search's run. Trouble with MLflow raises no error."""
-    values = [_shown(params, f"{searched_section(name)}.{name}") for name in params.search.space]
+    values = [_shown(params, searched_name(name)) for name in params.search.space]
     opened = Run(" · ".join([f"trial {number}", *values]), experiment=SEARCH_EXPERIMENT)
     with ending(opened):
         opened.log_tags({"trial": number} | ({PARENT: parent} if parent else {}))
@@ -77,13 +77,18 @@ def end_dead_trial(number: int, parent: str) -> None:
         client.set_terminated(found.info.run_id, "KILLED")
 
 
-def new_search(params: Params, dataset: Mapping[str, Any]) -> str:
-    """Create the run that the runs of a search's trials belong to; returns its ID. Raises one of MLFLOW_ERRORS."""
-    search = Run("search", experiment=SEARCH_EXPERIMENT)
+def new_search(params: Params, dataset: Mapping[str, Any], parent: str = "") -> str:
+    """Create the run that the runs of a search's trials belong to; returns its ID. Raises one of MLFLOW_ERRORS.
+
+    With the search's run as `parent`, it is the run of its finals.
+    """
+    search = Run("finals" if parent else "search", experiment=SEARCH_EXPERIMENT)
     search.create()
     # The numbers of trials and workers and the pruner may change when the search is continued; a run's params can't.
-    search.log_params(_settings(params, without=("search.n_trials", "search.workers", "search.pruner")))
-    search.log_tags({**_data_tags(dataset), **_code_tags()})
+    search.log_params(
+        _settings(params, without=("search.n_trials", "search.workers", "search.pruner", "search.finalists"))
+    )
+    search.log_tags({**_data_tags(dataset), **_code_tags()} | ({PARENT: parent} if parent else {}))
     return search.id
 
 

@@ -292,7 +292,7 @@ def ending(run: Run) -> Iterator[Run]:
         status = "KILLED"
         raise
     finally:
-        if mlflow.active_run():
+        if (active := mlflow.active_run()) and active.info.run_id == run.id:
             with tolerant():
                 mlflow.end_run(status)  # also ends the measurement of system metrics
         run.end(status)

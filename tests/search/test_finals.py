@@ -1,0 +1,103 @@
+"""The finals of a search: what is trained, what it is compared by, and who wins."""
+
+import pandas as pd
+import pytest
+from ruamel.yaml import YAML
+
+from search_support import small
+from vae.data.datasets import load, split_validation
+from vae.device import resolve
+from vae.models.vae import VAE
+from vae.search import finals, report
+from vae.search.space import current_values
+from vae.training.loop import fit
+
+EPOCHS = 3
+
+
+@pytest.fixture
+def held(here):
+    """Search, finals and their table, of the values of params.yaml and two others."""
+    params = small(n_trials=3, epochs=1, finalists=2, train__epochs=EPOCHS, train__lr_schedule="constant")
+    search = here.search(params)
+    storage = here.worker(params).storage
+    study, final = finals.open_finals(search, params, here.dataset, storage, parent="")
+    here.worker(final).run()
+    return params, search, study, finals.table(search, study, params)
+
+
+def test_the_best_trials_and_the_values_of_params_yaml_are_trained_in_full_with_three_seeds(held, here):
+    params, search, study, table = held
+    trials = [trial.params for trial in study.trials]
+    assert len(trials) == 9
+    for values in (trial.params for trial in search.trials):  # all three, of which one has the values of params.yaml
+        assert [trial["seed"] for trial in trials if trial.items() >= values.items()] == [0, 1, 2]
+    assert {len(trial.user_attrs["curve"]) for trial in study.trials} == {EPOCHS}
+    again, final = finals.open_finals(search, params, here.dataset, here.worker(params).storage, parent="")
+    assert (len(again.trials), final.search.n_trials) == (9, 9), "a second call queues nothing"
+    assert list(table["mean"]) == sorted(table["mean"])
+    assert list(table["current"]).count(True) == 1
+
+
+def test_the_scores_are_those_of_full_trainings_with_these_values_and_seeds(held, here):
+    params, _, _, table = held
+    row = table[~table["current"]].iloc[0]
+    train, validation = split_validation(load(here.raw, "train"), params.data.validation_size)
+    scores = []
+    for seed in (0, 1, 2):
+        chosen = params.replaced(
+            {
+                "seed": seed,
+                "model.latent_dim": int(row["latent_dim"]),
+                "train.beta": float(row["beta"]),
+                "train.learning_rate": float(row["learning_rate"]),
+            }
+        )
+        model = VAE.from_params(chosen.model, seed)
+        model.initialize_from_data(train.images)
+        fitted = fit(model, train, validation, chosen.train, resolve(chosen.train), seed=seed)
+        scores.append(fitted.best["val/neg_elbo"])
+    assert row["mean"] == pytest.approx(sum(scores) / 3, rel=1e-6)
+    assert row["spread"] == pytest.approx(pd.Series(scores).std(), rel=1e-3)
+
+
+def candidates(**leads):
+    """A table of finals in which params.yaml has 100 ± 0.2."""
+    rows = [{"beta": 1.0, "mean": 100.0, "spread": 0.2, "seeds": 3, "current": True}]
+    for number, (lead, spread) in enumerate(leads.values()):
+        rows.append({"beta": 2.0 + number, "mean": 100.0 - lead, "spread": spread, "seeds": 3, "current": False})
+    return pd.DataFrame(rows).sort_values("mean", ignore_index=True)
+
+
+@pytest.mark.parametrize(
+    ("leads", "beta"),
+    [
+        ({"a": (0.5, 0.1)}, 2.0),
+        ({"a": (0.5, 0.1), "b": (0.6, 0.1)}, 3.0),
+        ({"a": (0.19, 0.1)}, None),  # less than the spread of params.yaml
+        ({"a": (0.5, 0.6)}, None),  # less than its own spread
+        ({"a": (-1.0, 0.1)}, None),
+        ({}, None),
+    ],
+)
+def test_a_finalist_wins_by_more_than_the_spread_of_seeds(leads, beta):
+    found = finals.winner(candidates(**leads))
+    assert (found and found["beta"]) == beta
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e9])
+def test_the_best_values_are_the_winners_or_those_of_params_yaml(held, spread):
+    params, search, _, table = held
+    table["mean"] = [1.0 if current else 2.0 for current in table["current"]]
+    if not spread:
+        table["mean"] = 3 - table["mean"]
+    table = table.assign(spread=spread).sort_values("mean", ignore_index=True)
+    report.write(search, params, finalists=table)
+    text = (report.FOLDER / report.BEST).read_text()
+    sections = YAML(typ="safe").load(text)
+    found = {**sections["model"], **sections["train"]}
+    expected = table.iloc[0] if not spread else current_values(params)
+    assert found == pytest.approx({name: expected[name] for name in params.search.space})
+    assert ("no values beat those of params.yaml" in text) == bool(spread)
+    assert list(pd.read_csv(report.FOLDER / "finals.csv")["mean"]) == [1, 2, 2][: len(table)] or not spread
+    assert "finals:" in report.closing_table(search, params, finalists=table)
