@@ -1,8 +1,8 @@
 """Compare our test NLLs with published ones: `make published` trains the recipes of recipes.py.
 
 An interrupted recipe resumes from its last epoch, and a finished one is not trained again: `results/published/` holds
-the weights, history and result of each. Writes benchmarks/published.csv, except for recipes that run with `--epochs` or
-`--importance_samples`.
+the weights, history and result of each seed. Writes benchmarks/published.csv, except for recipes that run with
+`--epochs` or `--importance_samples`.
 """
 
 import json
@@ -17,7 +17,7 @@ from recipes import RECIPES, Recipe
 from vae.checkpoints import Checkpoints
 from vae.config import Params
 from vae.data.binarization import binarize_once
-from vae.data.datasets import load
+from vae.data.datasets import load, split_validation
 from vae.errors import ConfigError
 from vae.evaluation.likelihood import evaluate
 from vae.files import fingerprint, sha256, write_atomically, write_json
@@ -37,8 +37,8 @@ Row = dict[str, Any]
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the chosen recipes, print the table, and write it if they ran unchanged."""
     chosen, changes = parse(arguments)
-    rows = pd.DataFrame([run(recipe, recipe.params.replaced(changes)) for recipe in chosen])
-    columns = ["recipe", "published", "ours", "standard_error", "importance_samples", "epochs", "minutes"]
+    rows = pd.DataFrame([of_all_seeds(recipe, recipe.params.replaced(changes)) for recipe in chosen])
+    columns = ["recipe", "published", "ours", "standard_error", "seeds", "importance_samples", "epochs", "minutes"]
     print("\n" + rows[columns].to_markdown(index=False))
     if changes:
         print(f"\nnot in {OUTPUT}: run with {', '.join(f'{name}={value}' for name, value in changes.items())}")
@@ -68,8 +68,18 @@ def parse(arguments: Sequence[str] | None) -> tuple[list[Recipe], dict[str, Any]
     return [names[name] for name in wanted], changes
 
 
+def of_all_seeds(recipe: Recipe, params: Params) -> Row:
+    """The recipe's row of the table: means over its seeds; `spread` is the standard deviation of `ours` over them."""
+    rows = [run(recipe, params.replaced({"seed": params.seed + number})) for number in range(recipe.seeds)]
+    table = pd.DataFrame(rows)
+    means = {name: round(float(table[name].mean()), 2) for name in ("ours", "neg_elbo")}
+    spread = round(float(table["ours"].std()), 2) if recipe.seeds > 1 else None
+    minutes = round(float(table["minutes"].sum()), 1)
+    return rows[0] | means | {"spread": spread, "seeds": recipe.seeds, "minutes": minutes}
+
+
 def run(recipe: Recipe, params: Params) -> Row:
-    """The recipe's row of the table: read from its folder, or computed by training and evaluating."""
+    """The result of one seed: read from its folder, or computed by training and evaluating."""
     folder = result_folder(recipe, params)
     result = folder / "row.json"
     if result.is_file():
@@ -90,6 +100,12 @@ def run(recipe: Recipe, params: Params) -> Row:
         "recipe": recipe.name,
         "source": recipe.source,
         "published": recipe.published,
+        "published_samples": recipe.published_samples,
+        "architecture": params.model.architecture,
+        "prior": params.model.prior,
+        "stochastic_layers": 1 + len(params.model.lower_latent_dims),
+        "parameters": training.summary["parameters"],
+        "training_images": len(split_validation(load(RAW, "train"), params.data.validation_size)[0]),
         "ours": round(metrics["nll"], 2),
         "standard_error": round(metrics["nll_standard_error"], 2),
         "importance_samples": params.evaluate.importance_samples,

@@ -33,8 +33,8 @@ def project(tmp_path, monkeypatch, bundled, empty_store):
     shutil.copy(empty_store, "mlruns")
     monkeypatch.setattr(published, "fetch_dataset", lambda params: record | {"source": "directory"})
     recipes = (
-        Recipe("one", "someone, table 1", 100.0, SMALL),
-        Recipe("two", "someone, table 2", 90.0, SMALL | {"seed": 1}),
+        Recipe("one", "someone, table 1", 100.0, 128, SMALL),
+        Recipe("two", "someone, table 2", 90.0, 5000, SMALL | {"seed": 1}),
     )
     monkeypatch.setattr(published, "RECIPES", recipes)
 
@@ -44,6 +44,9 @@ def test_each_recipe_gets_a_row_and_a_run_and_is_not_trained_twice(project, monk
     table = pd.read_csv(published.OUTPUT)
     assert table["recipe"].tolist() == ["one", "two"]
     assert table["published"].tolist() == [100.0, 90.0]
+    assert table["published_samples"].tolist() == [128, 5000]
+    assert (table["training_images"] == 3500).all() and set(table["prior"]) == {"standard"}
+    assert (table["parameters"] == (784 * 16 + 16) + (16 * 4 + 4) + (2 * 16 + 16) + (16 * 784 + 784)).all()
     assert (table["importance_samples"] == 2).all() and (table["epochs"] == 3).all()
     assert table["ours"].between(100, 400).all() and (table["ours"] <= table["neg_elbo"] + 1).all()
     runs = mlflow.search_runs(experiment_names=["published"]).set_index("tags.recipe").loc[["one", "two"]]
@@ -58,9 +61,19 @@ def test_each_recipe_gets_a_row_and_a_run_and_is_not_trained_twice(project, monk
     assert published.OUTPUT.read_bytes() == before
 
 
+def test_the_row_of_several_seeds_has_their_mean_and_standard_deviation(project, monkeypatch):
+    monkeypatch.setattr(published, "RECIPES", (Recipe("one", "someone", 100.0, 128, SMALL, seeds=3),))
+    published.main([])
+    row = pd.read_csv(published.OUTPUT).iloc[0]
+    each = mlflow.search_runs(experiment_names=["published"])["metrics.test/nll"].round(2)
+    assert len(each) == row["seeds"] == 3 and each.nunique() == 3
+    assert row["ours"] == pytest.approx(each.mean(), abs=0.006)
+    assert row["spread"] == pytest.approx(each.std(), abs=0.006)
+
+
 def test_a_result_belongs_to_all_values_defaults_included_and_to_the_code(monkeypatch, tmp_path):
     assert all((path / "__init__.py").is_file() for path in published.CODE)
-    recipe = Recipe("one", "someone", 100.0, SMALL)
+    recipe = Recipe("one", "someone", 100.0, 128, SMALL)
     code = tmp_path / "model.py"
     code.write_text("x = 1")
     monkeypatch.setattr(published, "CODE", [tmp_path])
