@@ -9,7 +9,7 @@ export DVC_NO_ANALYTICS := 1
 
 # make train EPOCHS=2 LATENT_DIM=8 BETA=4 …; make search TRIALS=60 WORKERS=4 …
 # Only variables on make's command line become flags, not those of the environment; the shell sees them quoted.
-unexport FROM EPOCHS BATCH_SIZE LATENT_DIM BETA LEARNING_RATE TRIALS WORKERS FINALISTS RECIPES QUICK
+unexport FROM EPOCHS BATCH_SIZE LATENT_DIM BETA LEARNING_RATE TRIALS WORKERS FINALISTS RECIPES QUICK MODEL FORCE
 given = $(if $(filter command,$(origin $(1))),$(value $(1)))
 quoted = '$(subst ','\'',$(1))'
 flag = $(if $(call given,$(2)),--$(1)=$(call quoted,$(call given,$(2))))
@@ -25,11 +25,14 @@ names_adopt := FROM
 names_examples := QUICK
 names_published := RECIPES EPOCHS
 names_ui := MLFLOW_PORT
+names_promote := FORCE
+names_why := MODEL
+names_restore := MODEL
 names := $(foreach goal,$(MAKECMDGOALS),$(names_$(goal))) PYTHON
 unknown := $(filter-out $(names),$(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
 $(if $(unknown),$(error $(strip make $(MAKECMDGOALS)) has no $(unknown:%=%=): there are $(names:%=%=)))
 
-.PHONY: help setup repro explore compare train search adopt dashboard examples theory ui sync test test-slow torture lint audit format bench published speedrun load clean
+.PHONY: help setup repro explore compare train search adopt dashboard examples theory ui sync register promote rollback why restore test test-slow torture lint audit format bench published speedrun load clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -81,6 +84,21 @@ ui: $(READY)  ## Serve the MLflow UI on http://127.0.0.1:5000
 
 sync: $(READY)  ## Log to MLflow what it could not take before
 	@python -m vae.tracking sync
+
+register: $(READY)  ## Register the model in MLflow with its metrics, as challenger; the first one is champion
+	@python -m vae.workflow.registry register
+
+promote: $(READY)  ## Make the challenger champion if it is better on the same test images; FORCE="reason" in any case
+	@python -m vae.workflow.registry promote $(call flag,force,FORCE)
+
+rollback: $(READY)  ## Make the champion before the present one champion again
+	@python -m vae.workflow.registry rollback
+
+why: $(READY)  ## Show where a registered model comes from: MODEL=vae-mnist@champion, MODEL=vae-mnist/3
+	@python -m vae.workflow.registry why $(call flag,model,MODEL)
+
+restore: $(READY)  ## Bring a registered model's weights, params.yaml, dvc.lock and metrics back: MODEL=
+	@python -m vae.workflow.registry restore $(call flag,model,MODEL)
 
 theory: $(READY)  ## Check the statements of docs/theory.md and plot its figures again
 	python -m vae.theory

@@ -45,6 +45,8 @@ def test_variables_of_the_command_line_become_flags_and_those_of_the_environment
     assert make("search", "TRIALS=3", "EPOCHS=2", "WORKERS=auto", BETA="7")[-4:] == flags
     assert make("train", BETA="7", EPOCHS="9")[-1] == "pipeline/train.py"
     assert make("published", "RECIPES=mlp ladder", EPOCHS="9")[-2:] == ["mlp", "ladder"]
+    assert make("promote", "FORCE=it's smaller; really")[-2:] == ["promote", "--force=it's smaller; really"]
+    assert make("restore", "MODEL=vae-mnist/3", FORCE="x")[-2:] == ["restore", "--model=vae-mnist/3"]
     assert make("examples", QUICK="1")[-1] == "vae.examples"
     assert make("examples", "QUICK=1")[-1] == "--quick"
 

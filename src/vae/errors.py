@@ -31,6 +31,10 @@ class TrackingError(VAEError):
     """The MLflow store can't be reached."""
 
 
+class RegistryError(VAEError):
+    """A registered model, version or alias is not there or damaged, or two versions can't be compared."""
+
+
 class SearchError(VAEError):
     """The hyperparameter search can't continue: its storage, its workers or too many trials failed."""
 

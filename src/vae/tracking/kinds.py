@@ -36,23 +36,28 @@ def resume(
     What a run shows thus belongs together. How the weights were trained is known from the training's run, which is
     found by its tags. If MLflow can't be searched, the run is `run_id`, or a new one. It raises no error.
     """
-    settings, found = _settings(params), run_id
+    shown, found = settings(params), run_id
     tags = {**_tags(hardware, dataset), "model.sha256": model_sha256}
     with tolerant():
         sync()  # the training's run may be without its tag
-        query = f"tags.`model.sha256` = '{model_sha256}'"
-        runs = mlflow.search_runs(filter_string=query, order_by=["start_time DESC"], output_format="list")
+        runs = runs_of(model_sha256)
         if trained := next((run for run in runs if "best_epoch" in run.data.tags), None):
-            settings |= {name: value for name, value in trained.data.params.items() if name.startswith("train.")}
+            shown |= {name: value for name, value in trained.data.params.items() if name.startswith("train.")}
             tags |= {PARENT: trained.info.run_id, "training.run": trained.info.run_id}
         code = {tag: tags[tag] for tag in ("code.fingerprint", "dvc.experiment")}
         same_code = [run for run in runs if run.data.tags.items() >= code.items()]
-        found = next((run.info.run_id for run in same_code if run.data.params.items() >= settings.items()), "")
+        found = next((run.info.run_id for run in same_code if run.data.params.items() >= shown.items()), "")
     with open_run(run_name(params), found, required=False) as opened:
         if not found:
-            opened.log_params(settings)
+            opened.log_params(shown)
             opened.log_tags(tags)
         yield opened
+
+
+def runs_of(model_sha256: str) -> list[mlflow.entities.Run]:
+    """The runs of these weights, newest first. Raises one of MLFLOW_ERRORS."""
+    query = f"tags.`model.sha256` = '{model_sha256}'"
+    return mlflow.search_runs(filter_string=query, order_by=["start_time DESC"], output_format="list")
 
 
 @contextmanager
@@ -86,7 +91,7 @@ def new_search(params: Params, dataset: Mapping[str, Any], parent: str = "") -> 
     search.create()
     # The numbers of trials and workers and the pruner may change when the search is continued; a run's params can't.
     search.log_params(
-        _settings(params, without=("search.n_trials", "search.workers", "search.pruner", "search.finalists"))
+        settings(params, without=("search.n_trials", "search.workers", "search.pruner", "search.finalists"))
     )
     search.log_tags({**_data_tags(dataset), **_code_tags()} | ({PARENT: parent} if parent else {}))
     return search.id
@@ -102,11 +107,11 @@ def log_search(run: Run, summary: Mapping[str, Any], artifacts: Sequence[Path]) 
 
 def log_settings(run: Run, params: Params, hardware: Hardware, dataset: Mapping[str, Any]) -> None:
     """Log a training's parameters under dotted names, and its resolved hardware settings, data and code as tags."""
-    run.log_params(_settings(params))
+    run.log_params(settings(params))
     run.log_tags(_tags(hardware, dataset))
 
 
-def _settings(params: Params, without: tuple[str, ...] = ("search.",)) -> dict[str, str]:
+def settings(params: Params, without: tuple[str, ...] = ("search.",)) -> dict[str, str]:
     """The parameters as MLflow shows them; those that begin with one of `without` are left out."""
     lists = {name: list(value) if isinstance(value, tuple) else value for name, value in params.flat().items()}
     return {name: hide_passwords(str(value)) for name, value in lists.items() if not name.startswith(without)}
@@ -124,15 +129,16 @@ def _data_tags(dataset: Mapping[str, Any]) -> dict[str, str]:
 
 def _code_tags() -> dict[str, str]:
     """The code's fingerprint, the commit, whether the code was changed since, and DVC's experiment, if it is one."""
-    commit = _git("rev-parse", "HEAD")
-    dirty = str(bool(_git("status", "--porcelain", "--", *CODE))).lower() if commit else ""
-    git = {name: value for name, value in {"git.commit": commit, "git.dirty": dirty}.items() if value}
+    commit = git("rev-parse", "HEAD")
+    dirty = str(bool(git("status", "--porcelain", "--", *CODE))).lower() if commit else ""
+    tags = {name: value for name, value in {"git.commit": commit, "git.dirty": dirty}.items() if value}
     code = fingerprint(None, [PACKAGE, *sorted(Path("pipeline").glob("*.py"))])
     # Empty, too: it replaces that of an experiment whose interrupted training is resumed outside of it.
-    return git | {"code.fingerprint": code, "dvc.experiment": os.environ.get("DVC_EXP_NAME", "")}
+    return tags | {"code.fingerprint": code, "dvc.experiment": os.environ.get("DVC_EXP_NAME", "")}
 
 
-def _git(*arguments: str) -> str:
+def git(*arguments: str) -> str:
+    """What git prints, without spaces around it; "" where it fails."""
     try:
         return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
@@ -144,7 +150,7 @@ def run_name(params: Params) -> str:
     model, values, defaults = params.model, params.flat(), Params().flat()
     widths = list(model.hidden_dims)
     shown = f"{widths[0]}x{len(widths)}" if len(set(widths)) == 1 else "-".join(map(str, widths))
-    names = [name for name in _settings(params) if values[name] != defaults[name] and name not in UNNAMED]
+    names = [name for name in settings(params) if values[name] != defaults[name] and name not in UNNAMED]
     names.sort(key=lambda name: name.startswith(("seed", "data.")))  # last
     parts = [_shown(params, name) for name in names]
     return " · ".join([f"{model.architecture}{shown}-z{model.latent_dim}", *parts])

@@ -38,12 +38,12 @@ def tracking_uri() -> str:
 
 def shown_store() -> str:
     """The store, as it may be shown to everyone: the path of an SQLite database, or the URI without its password."""
-    return str(_database() or hide_passwords(tracking_uri()))
+    return str(database() or hide_passwords(tracking_uri()))
 
 
 def store_id() -> str:
     """Identifies the store whatever its password is, and the project's own one wherever the project is."""
-    return "mlruns" if _database() == _own_database() else shown_store().replace("***@", "").rstrip("/")
+    return "mlruns" if database() == _own_database() else shown_store().replace("***@", "").rstrip("/")
 
 
 def ui_link(experiment: str, run_id: str = "") -> str:
@@ -58,7 +58,7 @@ def _own_database() -> Path:
     return project_root() / "mlruns" / "mlflow.db"
 
 
-def _database() -> Path | None:
+def database() -> Path | None:
     """The file of an SQLite database."""
     uri = tracking_uri()
     is_sqlite = uri.startswith("sqlite") and ":///" in uri
@@ -105,16 +105,16 @@ def experiment_id(name: str) -> str:
     """The ID of an experiment. If it does not exist, it is created, and so is its SQLite database."""
     if tracking_uri().startswith("http"):
         return _find_or_create(name)
-    database = _database() or _own_database()  # of another kind of database, the project keeps the artifacts
-    database.parent.mkdir(parents=True, exist_ok=True)
+    file = database() or _own_database()  # of another kind of database, the project keeps the artifacts
+    file.parent.mkdir(parents=True, exist_ok=True)
     # Processes that create the same database at once destroy it, whatever projects they belong to.
-    with FileLock(database.parent / f".{database.name}.lock", timeout=LOCK_SECONDS):
-        artifacts = (database.parent / "artifacts").as_uri()
-        if _database() and not database.exists():
+    with FileLock(file.parent / f".{file.name}.lock", timeout=LOCK_SECONDS):
+        artifacts = (file.parent / "artifacts").as_uri()
+        if database() and not file.exists():
             SqlAlchemyStore(tracking_uri(), artifacts)  # MLflow's own choice, a path, may hold a quote: not valid SQL
         found = _find_or_create(name, artifacts)
-        if _database() == _own_database():
-            _move_artifacts(database, artifacts)
+        if database() == _own_database():
+            _move_artifacts(file, artifacts)
         return found
 
 
@@ -125,9 +125,9 @@ def _find_or_create(name: str, artifacts: str | None = None) -> str:
     return str(experiment.experiment_id if experiment else mlflow.create_experiment(name, artifacts, kind))
 
 
-def _move_artifacts(database: Path, here: str) -> None:
+def _move_artifacts(file: Path, here: str) -> None:
     """Correct MLflow's absolute paths after the project's folder was moved or copied."""
-    with closing(sqlite3.connect(database, timeout=BUSY_SECONDS)) as connection, connection:
+    with closing(sqlite3.connect(file, timeout=BUSY_SECONDS)) as connection, connection:
         found = "SELECT DISTINCT artifact_location FROM experiments WHERE artifact_location LIKE '%/mlruns/artifacts'"
         for old in {location for (location,) in connection.execute(found)} - {here}:
             for table, column in LOCATIONS:
