@@ -27,11 +27,7 @@ function start(explored) {
 
   const compare = makeComparison(explored);
   const showOnSliders = makeSliders(explored, (z, noise) => show(z, "Moved by hand", noise));
-  find("latents-help").textContent =
-    "A slider goes over three standard deviations of the posterior means; the strip shows what it does to this digit. " +
-    "Sorted by KL, the nats that a latent holds on average.";
-
-  const describeImage = (n) => `Test image ${n}, a ${explored.labels[n]}`;
+  const describeImage = (n) => `Test image ${n}, class ${explored.labels[n]}`;
   const path = makePath(explored, state, show);
   makeMap(explored, {
     onSelect(n) {
@@ -40,7 +36,7 @@ function start(explored) {
       show(explored.mean(n), describeImage(n));
     },
     onPath(from, to) {
-      find("map-status").textContent = `From test image ${from}, a ${explored.labels[from]}, to ${to}, a ${explored.labels[to]}`;
+      find("map-status").textContent = `${describeImage(from)}, to ${describeImage(to).toLowerCase()}`;
       path(explored.mean(from), explored.mean(to));
       show(explored.mean(from), "Start of the interpolation");
     },
@@ -103,32 +99,26 @@ function makePath({ model }, state, show) {
 }
 
 function showFacts(explored) {
-  const { metrics, training, model } = explored;
-  find("model").textContent = describeModel(explored);
+  const { metrics, params, model } = explored;
+  const [elbo, reconstruction, kl, nll] = ["elbo", "reconstruction", "kl", "nll"].map((key) => Math.abs(metrics[key]).toFixed(2));
   const error = "nll_standard_error" in metrics ? ` ± ${metrics.nll_standard_error.toFixed(2)}` : "";
-  const { dataset = "test images", importance_samples: samples, binarization } = metrics;
+  const images = `${explored.labels.length.toLocaleString("en")} test images${metrics.dataset ? ` of ${metrics.dataset}` : ""}`;
+  find("model").textContent = describeModel(explored);
   find("metrics").textContent =
-    `Test −ELBO ${(-metrics.elbo).toFixed(2)} = reconstruction ${metrics.reconstruction.toFixed(2)} + KL ${metrics.kl.toFixed(2)}, ` +
-    `NLL ${metrics.nll.toFixed(2)}${error} nats per image (${samples} importance samples, binarization ${binarization}, ` +
-    `${explored.labels.length.toLocaleString("en")} images of ${dataset})`;
-  const facts = { ...prefixed("model", model.config), ...prefixed("train", training), ...prefixed("test", metrics) };
-  for (const [name, value] of Object.entries(facts)) {
+    `Test −ELBO ${elbo} = reconstruction ${reconstruction} + KL ${kl}, NLL ${nll}${error} nats per image ` +
+    `(${metrics.importance_samples} importance samples, binarization ${explored.binarization}, ${images})`;
+  const dotted = (prefix, values) => Object.entries(values).map(([key, value]) => [`${prefix}.${key}`, value]);
+  const facts = [...dotted("model", model.config), ...Object.entries(params), ...dotted("test", metrics)];
+  for (const [name, value] of facts) {
     find("facts").append(element("dt", {}, name), element("dd", {}, value === null ? "none" : `${value}`));
   }
-  if (metrics.weights_sha256) {
-    find("facts").append(element("dt", {}, "in MLflow"), element("dd", {}, `search runs for tags.\`model.sha256\` = '${metrics.weights_sha256}'`));
-  }
-  const hasEmbedding = Boolean(explored.array("embedding"));
-  document.querySelector("[value=embedding]").closest("label").hidden = !hasEmbedding;
+  document.querySelector("[value=embedding]").closest("label").hidden = !explored.array("embedding");
   if (model.latentDim <= 2) find("pca").textContent = "the latents as they are";
 }
-
-const prefixed = (prefix, values) => Object.fromEntries(Object.entries(values).map(([key, v]) => [`${prefix}.${key}`, v]));
 
 try {
   start(new Explored(fromBase64(find("payload").textContent.trim())));
 } catch (error) {
   find("notice").textContent = error.message;
-  find("notice").dataset.failed = "";
   throw error;
 }

@@ -56,7 +56,11 @@ def explorer_page(
     mu, logvar = torch.from_numpy(result.mu), torch.from_numpy(result.logvar)
     center, axes = principal_axes(mu)
     reference = reference_normal(model, mu, logvar)
+    values = {} if params is None else params.flat()
+    shown = {name: value for name, value in values.items() if name.startswith(("seed", "train."))}
+    facts = json.dumps({"metrics": metrics, "params": shown})
     arrays = {
+        "facts": torch.frombuffer(bytearray(facts.encode()), dtype=torch.uint8),
         "images": torch.from_numpy(np.packbits((to_float(images.cpu()) > 0.5).numpy(), axis=1)),
         "labels": torch.tensor(result.images["label"].to_numpy(), dtype=torch.uint8),
         "neg_elbo": -torch.tensor(result.images["elbo"].to_numpy(), dtype=torch.float32),
@@ -70,9 +74,7 @@ def explorer_page(
     weights = {name: tensor.detach().cpu().half() for name, tensor in model.state_dict().items()}
     contents = weights | {f"explorer.{name}": array.contiguous() for name, array in arrays.items()}
     config = {"input_dim": model.input_dim, **model.params.model_dump(mode="json")}
-    training = {} if params is None else {"seed": params.seed, **params.train.model_dump()}
-    facts = {"metrics": metrics, "training": training}
-    payload = save(contents, metadata={"vae": json.dumps(config), "explorer": json.dumps(facts)})
+    payload = save(contents, metadata={"vae": json.dumps(config)})  # of several entries, the order would be random
     page = (FOLDER / "page.html").read_text(encoding="utf-8")
     parts = {"style": (FOLDER / "style.css").read_text(encoding="utf-8"), "script": script(*MODULES)}
     parts["payload"] = base64.b64encode(payload).decode()

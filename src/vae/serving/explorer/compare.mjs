@@ -9,7 +9,8 @@ import { FileError } from "./weights.mjs";
 export function describeModel({ model: { config }, parameters }) {
   const widths = config.hidden_dims.join("-");
   const lower = config.lower_latent_dims.map((dim) => `+${dim}`).join("");
-  return `${config.architecture} ${widths}, ${config.latent_dim}${lower} latents, prior ${config.prior}, ${(parameters / 1e6).toFixed(2)} M parameters`;
+  const size = `${(parameters / 1e6).toFixed(2)} M parameters`;
+  return `${config.architecture} ${widths}, ${config.latent_dim}${lower} latents, prior ${config.prior}, ${size}`;
 }
 
 /** Returns a function that shows both models on latents and a drawn input: (z, noise, x). */
@@ -25,6 +26,8 @@ export function makeComparison(explored) {
       find("comparison").hidden = false;
       find("comparison").scrollIntoView({ block: "nearest" });
     } catch (error) {
+      other = null;
+      find("comparison").hidden = true;
       const reason = error instanceof FileError ? error.message : "The file is damaged.";
       find("notice").textContent = `${file.name} can't be compared. ${reason}`;
       find("notice").scrollIntoView({ block: "nearest" });
@@ -36,26 +39,33 @@ export function makeComparison(explored) {
     const both = [explored, other];
     const { z, noise, x } = current;
     const image = explored.model.images(z, 1, noise);
-    const metric = (key) => both.map(({ metrics }) => (key in metrics ? Math.abs(metrics[key]).toFixed(2) : "not in the file"));
-    const sameSize = other.model.latentDim === z.length;
+    const L = other.model.latentDim;
+    const metric = (key) => ({ metrics }) => (key in metrics ? Math.abs(metrics[key]).toFixed(2) : "not in the file");
+    const protocol = ({ metrics }) =>
+      ["dataset", "binarization", "importance_samples"].map((key) => metrics[key]).filter(Boolean).join(", ");
+    const rebuilt = (input) => ({ model }) => picture(model.reconstruct(input));
+    const price = ({ model }) => {
+      const { reconstruction, kl } = priceOf(model, x);
+      return `${(reconstruction + kl).toFixed(1)} = ${reconstruction.toFixed(1)} + KL ${kl.toFixed(1)}`;
+    };
     const rows = [
       ["model", both.map(describeModel)],
-      ["test NLL, nats per image", metric("nll")],
-      ["test −ELBO", metric("elbo")],
-      ["KL", metric("kl")],
-      ["the sliders' latents, decoded", [picture(image), sameSize ? picture(other.model.images(z)) : `has ${other.model.latentDim} latents`]],
-      ["that digit, encoded and decoded", both.map(({ model }) => picture(model.reconstruct(image)))],
+      ["test NLL, nats per image", both.map(metric("nll"))],
+      ["test −ELBO", both.map(metric("elbo"))],
+      ["KL", both.map(metric("kl"))],
+      ["protocol", both.map(protocol)],
+      ["the sliders' latents, decoded", [picture(image), L === z.length ? picture(other.model.images(z)) : `has ${L} latents`]],
+      ["that digit, encoded and decoded", both.map(rebuilt(image))],
     ];
     if (x) {
-      const prices = both.map(({ model }) => priceOf(model, x));
-      rows.push(["your drawing, reconstructed", both.map(({ model }) => picture(model.reconstruct(x)))]);
-      rows.push(["its price, in nats", prices.map(({ reconstruction: r, kl }) => `${(r + kl).toFixed(1)} = ${r.toFixed(1)} + KL ${kl.toFixed(1)}`)]);
+      rows.push(["your drawing, encoded and decoded", both.map(rebuilt(x))]);
+      rows.push(["its price, in nats", both.map(price)]);
     }
-    const head = element("tr", {}, element("td"), ...["this model", name].map((text) => element("th", { scope: "col" }, text)));
+    const heads = ["this model", name].map((text) => element("th", { scope: "col" }, text));
     const lines = rows.map(([title, cells]) =>
       element("tr", {}, element("th", { scope: "row" }, title), ...cells.map((cell) => element("td", {}, cell))),
     );
-    find("comparison").replaceChildren(element("table", {}, head, ...lines));
+    find("comparison").replaceChildren(element("table", {}, element("tr", {}, element("td"), ...heads), ...lines));
   }
 
   find("file").onchange = (event) => event.target.files[0] && read(event.target.files[0]);

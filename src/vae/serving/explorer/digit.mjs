@@ -6,8 +6,10 @@ export function toMNIST(ink, side) {
   let [left, right, top, bottom] = [side, 0, side, 0];
   ink.forEach((v, i) => {
     if (!v) return;
-    const [x, y] = [i % side, Math.floor(i / side)];
-    [left, right, top, bottom] = [Math.min(left, x), Math.max(right, x + 1), Math.min(top, y), Math.max(bottom, y + 1)];
+    left = Math.min(left, i % side);
+    right = Math.max(right, (i % side) + 1);
+    top = Math.min(top, Math.floor(i / side));
+    bottom = Math.max(bottom, Math.floor(i / side) + 1);
   });
   if (right <= left) return null;
   const scale = 20 / Math.max(right - left, bottom - top);

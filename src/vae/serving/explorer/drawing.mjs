@@ -70,13 +70,13 @@ export function makeDrawing(explored, { onDrawn, onExplore }) {
     const above = Math.round(100 * explored.shareAbove(reconstruction + kl));
     find("price").textContent =
       `Your digit costs ${(reconstruction + kl).toFixed(1)} nats: reconstruction ${reconstruction.toFixed(1)} + ` +
-      `KL ${kl.toFixed(1)}. ${above} % of the test images cost more.`;
+      `KL ${kl.toFixed(1)}. ${above}\u00a0% of the test images cost more.`;
     const largest = Math.max(...pixels);
     paintCost(find("cost"), pixels, largest);
     find("cost-caption").textContent = `cost by pixel, up to ${largest.toFixed(1)} nats`;
     drawBars(mu, logvar);
     const nearest = explored.nearest(mu, NEAREST).map((n) => {
-      const label = `Test image ${n}, a ${explored.labels[n]}`;
+      const label = `Test image ${n}, class ${explored.labels[n]}`;
       return element("button", { ariaLabel: label, onclick: () => onExplore(explored.mean(n), label) }, picture(explored.image(n)));
     });
     find("nearest").replaceChildren(...nearest);

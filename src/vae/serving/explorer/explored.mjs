@@ -7,11 +7,12 @@ export class Explored {
   constructor(bytes) {
     const file = readTensors(payloadOf(bytes));
     this.model = new VAE(file);
-    const { metrics = {}, training = {} } = JSON.parse(file.metadata.explorer ?? "{}");
-    Object.assign(this, { metrics, training, tensors: file.tensors });
-    const counted = ([name]) => !name.startsWith("explorer.") && !name.endsWith(".mask");
-    const sizes = Object.entries(file.tensors).filter(counted).map(([, { data }]) => data.length);
-    this.parameters = total(sizes);
+    this.tensors = file.tensors;
+    const facts = JSON.parse(new TextDecoder().decode(this.array("facts")) || "{}"); // weights alone have none
+    this.metrics = facts.metrics ?? {};
+    this.params = facts.params ?? {};
+    const names = Object.keys(file.tensors).filter((name) => !name.startsWith("explorer.") && !name.endsWith(".mask"));
+    this.parameters = total(names.map((name) => file.tensors[name].data.length));
   }
 
   array(name) {
@@ -73,6 +74,8 @@ export class Explored {
       for (let j = 0; j < L; j++) distance += (means[n * L + j] - mu[j]) ** 2;
       return distance;
     });
-    return Array.from(distances.keys()).sort((a, b) => distances[a] - distances[b]).slice(0, count);
+    const limit = distances.slice().sort()[count - 1] ?? Infinity;
+    const near = Array.from(distances.keys()).filter((n) => distances[n] <= limit);
+    return near.sort((a, b) => distances[a] - distances[b]).slice(0, count);
   }
 }

@@ -3,7 +3,8 @@
 import { betweenFrames, element, find, paint } from "./pictures.mjs";
 
 // Of classes; each has its name on the map, too, since colour alone should not carry it.
-export const COLOURS = ["#4e79d6", "#e8801a", "#2f9e44", "#d64550", "#9467bd", "#a0693f", "#d66bb5", "#7d7d85", "#a5a522", "#17a2b8"];
+const COLOURS = ["#4e79d6", "#e8801a", "#2f9e44", "#d64550", "#9467bd"];
+COLOURS.push("#a0693f", "#d66bb5", "#7d7d85", "#a5a522", "#17a2b8");
 const TILE = 44; // CSS pixels
 const SAME_PLACE = 6; // CSS pixels that a pointer may move in a click
 
@@ -25,10 +26,9 @@ export function makeMap(explored, { onSelect, onPath }) {
 
   function project(name) {
     points = name === "embedding" ? explored.array("embedding") : principal();
-    const all = { x: points.filter((_, i) => i % 2 === 0), y: points.filter((_, i) => i % 2 === 1) };
-    const [x, y] = [all.x, all.y].map((values) => [values.reduce((a, b) => Math.min(a, b)), values.reduce((a, b) => Math.max(a, b))]);
-    const extent = Math.max(x[1] - x[0], y[1] - y[0], 1e-6);
-    view = { x: (x[0] + x[1]) / 2, y: (y[0] + y[1]) / 2, scale: (0.94 * size()) / extent };
+    const [x, y] = [0, 1].map((axis) => points.filter((_, i) => i % 2 === axis).sort());
+    const extent = Math.max(x.at(-1) - x[0], y.at(-1) - y[0], 1e-6);
+    view = { x: (x[0] + x.at(-1)) / 2, y: (y[0] + y.at(-1)) / 2, scale: (0.94 * size()) / extent };
     [chosen, line, cursor] = [null, null, null];
     changed();
   }
@@ -161,20 +161,14 @@ export function makeMap(explored, { onSelect, onPath }) {
   canvas.addEventListener("pointerdown", (event) => {
     canvas.setPointerCapture(event.pointerId);
     const from = nearest(...at(event));
-    drag = { from, start: at(event), pan: event.shiftKey && { ...view }, line: null };
+    drag = { from, start: at(event), line: null };
     cursor = null;
   });
   canvas.addEventListener("pointermove", (event) => {
     hover(event.pointerType === "touch" && !drag ? null : at(event));
     if (!drag || Math.hypot(at(event)[0] - drag.start[0], at(event)[1] - drag.start[1]) < SAME_PLACE) return;
-    if (drag.pan) {
-      view.x = drag.pan.x - (at(event)[0] - drag.start[0]) / view.scale;
-      view.y = drag.pan.y + (at(event)[1] - drag.start[1]) / view.scale;
-      changed();
-    } else {
-      drag.line = [place(drag.from), at(event)];
-      draw();
-    }
+    drag.line = [place(drag.from), at(event)];
+    draw();
   });
   canvas.addEventListener("pointerup", (event) => {
     const done = drag;
@@ -185,7 +179,7 @@ export function makeMap(explored, { onSelect, onPath }) {
       line = [place(done.from), place(to)];
       draw();
       onPath(done.from, to);
-    } else if (done && !done.pan) select(done.from);
+    } else if (done) select(done.from);
   });
   canvas.addEventListener("pointercancel", () => (drag = null));
   canvas.addEventListener("pointerleave", () => hover(null));

@@ -26,24 +26,15 @@ function affine(x, rows, weight, bias) {
         r += weight[w] * x[c + i];
         s += weight[w] * x[d + i];
       }
-      out[row * nOut + o] = p;
-      out[(row + 1) * nOut + o] = q;
-      out[(row + 2) * nOut + o] = r;
-      out[(row + 3) * nOut + o] = s;
+      [p, q, r, s].forEach((value, k) => (out[(row + k) * nOut + o] = value));
     }
   }
   for (; row < rows; row++) {
     const start = row * nIn;
     for (let o = 0, w = 0; o < nOut; o++) {
-      let [p, q, r, s, i] = [bias[o], 0, 0, 0, 0]; // four sums, which don't wait for each other
-      for (; i + 4 <= nIn; i += 4, w += 4) {
-        p += weight[w] * x[start + i];
-        q += weight[w + 1] * x[start + i + 1];
-        r += weight[w + 2] * x[start + i + 2];
-        s += weight[w + 3] * x[start + i + 3];
-      }
-      for (; i < nIn; i++, w++) p += weight[w] * x[start + i];
-      out[row * nOut + o] = p + q + r + s;
+      let total = bias[o];
+      for (let i = 0; i < nIn; i++, w++) total += weight[w] * x[start + i];
+      out[row * nOut + o] = total;
     }
   }
   return out;
