@@ -9,7 +9,7 @@ export DVC_NO_ANALYTICS := 1
 
 # make train EPOCHS=2 LATENT_DIM=8 BETA=4 …; make search TRIALS=60 WORKERS=4 …
 # Only variables on make's command line become flags, not those of the environment; the shell sees them quoted.
-unexport FROM EPOCHS BATCH_SIZE LATENT_DIM BETA LEARNING_RATE TRIALS WORKERS FINALISTS RECIPES QUICK MODEL FORCE
+unexport FROM EPOCHS BATCH_SIZE LATENT_DIM BETA LEARNING_RATE TRIALS WORKERS FINALISTS RECIPES QUICK MODEL FORCE PORT IMAGES FIT
 given = $(if $(filter command,$(origin $(1))),$(value $(1)))
 quoted = '$(subst ','\'',$(1))'
 flag = $(if $(call given,$(2)),--$(1)=$(call quoted,$(call given,$(2))))
@@ -28,11 +28,13 @@ names_ui := MLFLOW_PORT
 names_promote := FORCE
 names_why := MODEL
 names_restore := MODEL
+names_serve := MODEL PORT
+names_score := IMAGES MODEL FIT
 names := $(foreach goal,$(MAKECMDGOALS),$(names_$(goal))) PYTHON
 unknown := $(filter-out $(names),$(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
 $(if $(unknown),$(error $(strip make $(MAKECMDGOALS)) has no $(unknown:%=%=): there are $(names:%=%=)))
 
-.PHONY: help setup repro explore compare train search adopt dashboard examples theory ui sync register promote rollback why restore test test-slow torture lint audit format bench published speedrun load clean
+.PHONY: help setup repro explore compare train search adopt dashboard examples theory ui sync register promote rollback why restore serve score test test-slow torture lint audit format bench published speedrun load clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -100,6 +102,12 @@ why: $(READY)  ## Show where a registered model comes from: MODEL=vae-mnist@cham
 restore: $(READY)  ## Bring a registered model's weights, params.yaml, dvc.lock and metrics back: MODEL=
 	@python -m vae.workflow.registry restore $(call flag,model,MODEL)
 
+serve: $(READY)  ## Serve a model on http://127.0.0.1:5001: PORT= MODEL= (the champion), see docs/serving.md
+	@python -m vae.workflow.serve $(call flag,model,MODEL) $(call flag,port,PORT)
+
+score: $(READY)  ## Score images, by file: IMAGES=folder, or PNG, JPEG, IDX, .npy, .npz; MODEL=, FIT=1 for any size
+	@python -m vae.workflow.score $(call flag,model,MODEL) $(if $(call given,FIT),--fit) $(if $(call given,IMAGES),-- $(call quoted,$(call given,IMAGES)))
+
 theory: $(READY)  ## Check the statements of docs/theory.md and plot its figures again
 	python -m vae.theory
 
@@ -137,8 +145,9 @@ published: $(READY)  ## Train recipes and compare with published test NLLs: RECI
 speedrun: $(READY)  ## Measure the time of training until the test NLL reaches published ones
 	python benchmarks/speedrun.py
 
-load: $(READY)  ## Measure what happens under load: many loggers, a long study, a long history, a crowded store
+load: $(READY)  ## Measure what happens under load: loggers, a long study, a long history, a crowded store, a server
 	python benchmarks/load.py
+	python benchmarks/serving.py
 
 clean:  ## Delete the environment and what tools cache; data, models and runs stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build src/*.egg-info

@@ -49,6 +49,8 @@ def test_variables_of_the_command_line_become_flags_and_those_of_the_environment
     assert make("restore", "MODEL=vae-mnist/3", FORCE="x")[-2:] == ["restore", "--model=vae-mnist/3"]
     assert make("examples", QUICK="1")[-1] == "vae.examples"
     assert make("examples", "QUICK=1")[-1] == "--quick"
+    assert make("serve", "MODEL=vae-mnist/3", PORT="7")[-2:] == ["vae.workflow.serve", "--model=vae-mnist/3"]
+    assert make("score", "IMAGES=my digits", "FIT=1")[-4:] == ["vae.workflow.score", "--fit", "--", "my digits"]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import sys
 import pytest
 import yaml
 
+import serving
 from support import ENVIRONMENT, ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -22,6 +23,30 @@ def test_the_code_of_the_librarys_page_runs(tmp_path):  # that of extending.md: 
     environment = ENVIRONMENT | {"PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run([sys.executable, "page.py"], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_the_examples_of_the_serving_page_run(project):
+    program = (
+        "from vae import tracking; tracking.connect()\n"
+        "from vae.tracking import mlflow\n"
+        "client = mlflow.MlflowClient()\n"
+        "(model,) = client.search_logged_models([client.get_experiment_by_name('vae-mnist').experiment_id])\n"
+        "mlflow.register_model(f'models:/{model.model_id}', 'vae-mnist')\n"
+        "client.set_registered_model_alias('vae-mnist', 'champion', '1')\n"
+    )
+    project.run(sys.executable, "-c", program)
+    with serving.server(
+        cwd=project.root, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as served:
+        page = text_of(ROOT / "docs" / "serving.md").replace("http://127.0.0.1:5001", served[0])
+        python, shell = (
+            "".join(re.findall(rf"^```{name}\n(.*?)^```", page, re.M | re.S)) for name in ("python", "bash")
+        )
+        (project / "page.py").write_text(python, encoding="utf-8")
+        assert project.run(sys.executable, "page.py").startswith("[{'neg_elbo': ")
+        assert project.run("bash", "-ec", shell).startswith('{"predictions": [[')
+    assert "FROM python:3" in (project / "docker" / "Dockerfile").read_text()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

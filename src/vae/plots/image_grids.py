@@ -95,6 +95,17 @@ def best_and_worst(inputs: Array, reconstruction: Array, neg_elbo: Array) -> Fig
     return figure
 
 
+def lowest_and_highest(images: Array, nll: Array) -> Figure:
+    """Two rows of images, of the lowest and the highest NLL: [2, n, D], and their NLL in nats, [2, n]."""
+    columns = nll.shape[1]
+    figure = Figure(figsize=(CELL * columns + 0.4, 2 * CELL + 1.2), layout="constrained")
+    for ax, name, row, nats in zip(figure.subplots(2), ("Lowest", "Highest"), images, nll, strict=True):
+        _show(ax, row, columns)
+        ax.set_xticks(_centres(row, columns), [f"{value:.0f}" for value in nats])
+        ax.set_title(f"{name} NLL, in nats", loc="left")
+    return figure
+
+
 def latent_arithmetic(images: Array, terms: Sequence[int]) -> Figure:
     """Four images: the decoded mean latents of the classes a, b and c, and of a − b + c."""
     a, b, c = terms

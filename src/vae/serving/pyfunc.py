@@ -3,8 +3,6 @@
 Shapes: B images, latents or samples, D = 784 pixels, L latent dimensions.
 """
 
-import zipfile
-import zlib
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,11 +20,12 @@ from torch import Tensor
 
 from vae.config import EvaluateParams
 from vae.data.binarization import binarize_once, sample_binary
-from vae.errors import DataError, VAEError, WeightsError, one_line
+from vae.errors import DataError, VAEError, one_line
 from vae.evaluation.likelihood import importance_samples
-from vae.files import PACKAGE, sha256
+from vae.files import PACKAGE
 from vae.models.distributions import importance_weighted_bound
 from vae.models.vae import VAE
+from vae.serving.artifacts import ARTIFACTS, read_evaluation, verified
 
 TASKS = ("reconstruct", "encode", "decode", "sample", "score")
 MAX_BATCH = 1000  # images, latents or samples of one call
@@ -59,13 +58,11 @@ class VAEModel(PythonModel):
     test_nll: Array  # sorted
 
     def load_context(self, context: Any) -> None:
-        """Load the weights and the evaluation. Raises WeightsError where the weights are not the evaluated ones."""
-        weights = Path(context.artifacts["weights"])
-        evaluation = read_evaluation(Path(context.artifacts["evaluation"]))
-        if sha256(weights) != evaluation["weights_sha256"]:
-            raise WeightsError(f"{weights} is damaged: its SHA-256 is not {evaluation['weights_sha256']}")
+        """Load the weights and the evaluation. Raises DataError or WeightsError where they are gone or damaged."""
+        weights, evaluation = (Path(context.artifacts[name]) for name in ARTIFACTS)
+        facts = verified(weights, evaluation)
         self.vae = VAE.load(weights)
-        self.binarization, self.test_nll = str(evaluation["binarization"]), np.sort(evaluation["nll"])
+        self.binarization, self.test_nll = facts["binarization"], np.sort(facts["nll"])
 
     def predict(self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None) -> Any:
         """The answer to `params`, which MLflow has completed. Raises MlflowException for bad input."""
@@ -143,15 +140,6 @@ def _check(name: str, value: int, largest: int) -> None:
         raise DataError(f"{name} is {value:,}, allowed here is 1 to {largest:,}")
 
 
-def read_evaluation(path: Path) -> dict[str, Any]:
-    """The arrays and the protocol in a file that `Evaluation.write_bounds` wrote. Raises DataError."""
-    try:
-        with np.load(path) as content:
-            return {name: content[name] if content[name].ndim else content[name].item() for name in content.files}
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path} can't be read ({error})") from None
-
-
 def save_model(path: Path, weights: Path, evaluation: Path, example: Array) -> None:
     """Write an MLflow Model to the folder `path`: weights, the evaluation's test_nll.npz, and this package's code.
 
@@ -171,7 +159,7 @@ def save_model(path: Path, weights: Path, evaluation: Path, example: Array) -> N
         path=str(path),
         python_model=str(PACKAGE / "serving" / "model_code.py"),
         code_paths=[str(PACKAGE)],
-        artifacts={"weights": str(weights), "evaluation": str(evaluation)},
+        artifacts=dict(zip(ARTIFACTS, map(str, (weights, evaluation)), strict=True)),
         signature=ModelSignature(anything, params=params),
         input_example=(example, {"task": "reconstruct"}),
         pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],

@@ -5,16 +5,18 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 
 from vae.config import Params, searched_name
-from vae.device import Hardware
 from vae.errors import hide_passwords
 from vae.files import PACKAGE, fingerprint
 from vae.tracking.run import Run, ending, open_run, sync, tolerant
 from vae.tracking.store import SEARCH_EXPERIMENT
+
+if TYPE_CHECKING:
+    from vae.device import Hardware  # which imports torch: it takes seconds
 
 PARENT = "mlflow.parentRunId"
 # Left out of a run's name: what its first part says already, and what changes no result.
@@ -29,7 +31,7 @@ CODE = ["src", "pipeline", "params.yaml", "dvc.yaml", "pyproject.toml", "require
 
 @contextmanager
 def resume(
-    params: Params, hardware: Hardware, dataset: Mapping[str, Any], model_sha256: str, run_id: str = ""
+    params: Params, hardware: "Hardware", dataset: Mapping[str, Any], model_sha256: str, run_id: str = ""
 ) -> Iterator[Run]:
     """Open the run of these weights, params, code and DVC experiment, or a new one below the run of the training.
 
@@ -62,7 +64,7 @@ def runs_of(model_sha256: str) -> list[mlflow.entities.Run]:
 
 @contextmanager
 def trial_run(
-    number: int, parent: str | None, params: Params, hardware: Hardware, dataset: Mapping[str, Any]
+    number: int, parent: str | None, params: Params, hardware: "Hardware", dataset: Mapping[str, Any]
 ) -> Iterator[Run]:
     """Open a run for a search's trial, as a child of the search's run. Trouble with MLflow raises no error."""
     values = [_shown(params, searched_name(name)) for name in params.search.space]
@@ -105,7 +107,7 @@ def log_search(run: Run, summary: Mapping[str, Any], artifacts: Sequence[Path]) 
         run.log_artifact(path)
 
 
-def log_settings(run: Run, params: Params, hardware: Hardware, dataset: Mapping[str, Any]) -> None:
+def log_settings(run: Run, params: Params, hardware: "Hardware", dataset: Mapping[str, Any]) -> None:
     """Log a training's parameters under dotted names, and its resolved hardware settings, data and code as tags."""
     run.log_params(settings(params))
     run.log_tags(_tags(hardware, dataset))
@@ -117,7 +119,7 @@ def settings(params: Params, without: tuple[str, ...] = ("search.",)) -> dict[st
     return {name: hide_passwords(str(value)) for name, value in lists.items() if not name.startswith(without)}
 
 
-def _tags(hardware: Hardware, dataset: Mapping[str, Any]) -> dict[str, str]:
+def _tags(hardware: "Hardware", dataset: Mapping[str, Any]) -> dict[str, str]:
     resolved = {"device": str(hardware.device), "precision": hardware.precision, "compile": str(hardware.compile)}
     return resolved | _data_tags(dataset) | _code_tags()
 
