@@ -9,13 +9,14 @@ export DVC_NO_ANALYTICS := 1
 
 # make train EPOCHS=2 LATENT_DIM=8 BETA=4 …; make search TRIALS=60 WORKERS=4 …
 # Only variables on make's command line become flags, not those of the environment; the shell sees them quoted.
-unexport FROM EPOCHS BATCH_SIZE LATENT_DIM BETA LEARNING_RATE TRIALS WORKERS FINALISTS RECIPES QUICK MODEL FORCE PORT IMAGES FIT
+unexport FROM EPOCHS BATCH_SIZE LATENT_DIM BETA LEARNING_RATE TRIALS WORKERS FINALISTS RECIPES QUICK MODEL FORCE PORT IMAGES FIT IMAGES CHAINS TEMPERATURES
 given = $(if $(filter command,$(origin $(1))),$(value $(1)))
 quoted = '$(subst ','\'',$(1))'
 flag = $(if $(call given,$(2)),--$(1)=$(call quoted,$(call given,$(2))))
 TRAIN_FLAGS = $(call flag,epochs,EPOCHS) $(call flag,batch_size,BATCH_SIZE) $(call flag,latent_dim,LATENT_DIM) \
 	$(call flag,beta,BETA) $(call flag,learning_rate,LEARNING_RATE)
 PUBLISHED_FLAGS = $(foreach recipe,$(call given,RECIPES),$(call quoted,$(recipe))) $(call flag,epochs,EPOCHS)
+AIS_FLAGS = $(call flag,images,IMAGES) $(call flag,chains,CHAINS) $(call flag,temperatures,TEMPERATURES)
 SEARCH_FLAGS = $(call flag,n_trials,TRIALS) $(call flag,epochs,EPOCHS) $(call flag,workers,WORKERS) $(call flag,finalists,FINALISTS)
 
 # The variables that each target takes. Others on the command line are refused, or a mistyped one would start everything.
@@ -24,6 +25,7 @@ names_search := TRIALS EPOCHS WORKERS FINALISTS
 names_adopt := FROM
 names_examples := QUICK
 names_published := RECIPES EPOCHS
+names_ais := IMAGES CHAINS TEMPERATURES
 names_ui := MLFLOW_PORT
 names_promote := FORCE
 names_why := MODEL
@@ -34,7 +36,7 @@ names := $(foreach goal,$(MAKECMDGOALS),$(names_$(goal))) PYTHON
 unknown := $(filter-out $(names),$(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
 $(if $(unknown),$(error $(strip make $(MAKECMDGOALS)) has no $(unknown:%=%=): there are $(names:%=%=)))
 
-.PHONY: help setup repro explore compare train search adopt dashboard examples theory ui sync register promote rollback why restore serve score test test-slow torture lint audit format bench published speedrun load clean
+.PHONY: help setup repro explore compare train search adopt dashboard examples theory ui sync register promote rollback why restore serve score test test-slow torture lint audit format bench ais published speedrun load clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -110,6 +112,9 @@ score: $(READY)  ## Score images, by file: IMAGES=folder, or PNG, JPEG, IDX, .np
 
 theory: $(READY)  ## Check the statements of docs/theory.md and plot its figures again
 	python -m vae.theory
+
+ais: $(READY)  ## Check the test NLL by annealed importance sampling, half an hour: IMAGES= CHAINS= TEMPERATURES=
+	python -m vae.workflow.ais $(AIS_FLAGS)
 
 test: $(READY)  ## Run the fast tests, on two cores
 	python -m pytest -m "not slow" --numprocesses 2 --dist worksteal

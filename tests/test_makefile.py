@@ -47,6 +47,7 @@ def test_variables_of_the_command_line_become_flags_and_those_of_the_environment
     assert make("published", "RECIPES=mlp ladder", EPOCHS="9")[-2:] == ["mlp", "ladder"]
     assert make("promote", "FORCE=it's smaller; really")[-2:] == ["promote", "--force=it's smaller; really"]
     assert make("restore", "MODEL=vae-mnist/3", FORCE="x")[-2:] == ["restore", "--model=vae-mnist/3"]
+    assert make("ais", "IMAGES=9", "CHAINS=2")[-3:] == ["vae.workflow.ais", "--images=9", "--chains=2"]
     assert make("examples", QUICK="1")[-1] == "vae.examples"
     assert make("examples", "QUICK=1")[-1] == "--quick"
     assert make("serve", "MODEL=vae-mnist/3", PORT="7")[-2:] == ["vae.workflow.serve", "--model=vae-mnist/3"]
