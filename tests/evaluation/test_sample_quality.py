@@ -51,6 +51,34 @@ def test_the_same_features_have_no_distance_even_where_some_are_dead():
     assert quality.frechet_distance(features, features + 1) == pytest.approx(5)
 
 
+def test_precision_and_recall_are_those_of_all_pairs():
+    generator = torch.Generator().manual_seed(0)
+    real, generated = torch.randn(700, 2, generator=generator), 1.5 * torch.randn(600, 2, generator=generator)
+
+    def share(points, others):
+        within = 0
+        for point in points.double().numpy():
+            for other in others.double().numpy():
+                distances = np.sort(np.linalg.norm(others.double().numpy() - other, axis=1))
+                if np.linalg.norm(point - other) <= distances[3]:
+                    within += 1
+                    break
+        return within / len(points)
+
+    few_real, few_generated = real[:60], generated[:50]
+    expected = share(few_generated, few_real), share(few_real, few_generated)
+    assert quality.precision_and_recall(few_real, few_generated) == pytest.approx(expected)
+    precision, recall = quality.precision_and_recall(real, generated)  # in more than one chunk
+    assert precision < 0.95 < recall
+
+
+def test_a_missing_mode_lowers_recall_and_a_wrong_one_precision():
+    centres = torch.tensor([[0.0, 0.0], [50.0, 0.0], [0.0, 50.0], [50.0, 50.0]])
+    a, b, c, d = (centre + torch.randn(100, 2, generator=torch.Generator().manual_seed(1)) for centre in centres)
+    assert quality.precision_and_recall(torch.cat([a, b, c, d]), torch.cat([a, b])) == (1, 0.5)
+    assert quality.precision_and_recall(torch.cat([a, b]), torch.cat([a, b, c, d])) == (0.5, 1)
+
+
 def test_samples_are_black_and_white_with_the_probabilities_of_the_model():
     probabilities = torch.rand(1, 784, generator=torch.Generator().manual_seed(0)).expand(3, 784)
     generator = torch.Generator().manual_seed(1)
@@ -85,6 +113,8 @@ def test_confidence_and_diversity_are_those_of_the_sampled_digits(monkeypatch):
     for found in (all_digits, two, one):
         assert found["sample_confidence"] == pytest.approx(likeliest)
         assert (found["classifier_accuracy"], found["classifier_images"]) == (1, 200)
+        assert found["sample_precision"] == 1
+    assert [found["sample_recall"] for found in (all_digits, two, one)] == [1, 0.2, 0.1]
     assert all_digits["sample_label_entropy"] == pytest.approx(math.log(10))
     marginal = [(likeliest + other) / 2] * 2 + [other] * 8
     assert two["sample_label_entropy"] == pytest.approx(-sum(p * math.log(p) for p in marginal))
@@ -97,6 +127,7 @@ def test_confidence_and_diversity_are_those_of_the_sampled_digits(monkeypatch):
 def digits(bundled, monkeypatch):
     """Bundled training and test images; and a short training of the classifier."""
     monkeypatch.setattr(quality, "STEPS", 200)
+    monkeypatch.setattr(quality, "CLASSIFIERS", 2)
     parts = (load(bundled[0], part) for part in ("train", "test"))
     return [Split(binarize_once(part.images, "dynamic"), part.labels) for part in parts]
 
@@ -111,6 +142,9 @@ def test_real_digits_are_as_near_as_the_floor_and_noise_is_far(digits):
     assert 0.8 < found["real"]["classifier_accuracy"] < 1
     assert found["real"]["sample_frechet_distance"] < 1e-4 < found["real"]["train_frechet_distance"]
     assert found["noise"]["sample_frechet_distance"] > 5 * found["noise"]["train_frechet_distance"]
+    assert found["noise"]["sample_precision"] + 0.3 < found["noise"]["train_precision"] < 1
+    assert found["noise"]["sample_recall"] + 0.3 < found["noise"]["train_recall"] < 1
+    assert found["real"]["sample_precision"] == found["real"]["sample_recall"] == 1
     assert found["noise"]["train_frechet_distance"] == found["real"]["train_frechet_distance"]
     assert found["noise"]["sample_label_entropy"] < found["real"]["sample_label_entropy"] <= math.log(10)
 
@@ -122,4 +156,11 @@ def test_the_seed_determines_the_metrics_and_the_global_random_state_is_unchange
     first, again, other = (quality.sample_quality(model, *digits, EvaluateParams(), seed=seed) for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), state)
     assert first == again != other
+    every = [
+        quality.metrics_of_one_classifier(model, *digits, EvaluateParams(), binary=True, seed=seed)
+        for seed in (4, 5)
+    ]
+    for name in ("sample_frechet_distance", "sample_precision"):
+        values = [metrics[name] for metrics in every]
+        assert [other[name], other[f"{name}_sd"]] == pytest.approx([np.mean(values), np.std(values, ddof=1)])
     assert all(math.isfinite(value) for value in first.values())

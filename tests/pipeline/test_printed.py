@@ -14,7 +14,7 @@ def test_an_evaluation_names_each_of_its_steps_and_shows_a_percentage_where_ther
     monkeypatch.setattr(progress, "SECONDS", 1e-9)
     lines = fitting(stage("evaluate"))
     assert lines[:2] == ["evaluating 1,000 images with 8 importance samples each", "evaluate 50%"]
-    steps = ["decomposing the KL", "fitting a linear probe", "training a classifier", "test −ELBO", "all metrics: "]
+    steps = ["decomposing the KL", "fitting a linear probe", "training classifiers", "test −ELBO", "all metrics: "]
     assert [step for line in lines[2:] for step in steps if line.startswith(step)] == steps
 
 

@@ -141,7 +141,9 @@ def describe(metrics: Mapping[str, float], params: Params) -> str:
         lines += [
             f"linear probe of the latents {metrics['linear_probe_accuracy']:.1%}",
             f"Fréchet distance of samples {metrics['sample_frechet_distance']:.1f} "
-            f"(training images {metrics['train_frechet_distance']:.1f})",
+            f"± {metrics['sample_frechet_distance_sd']:.1f} (training images {metrics['train_frechet_distance']:.1f})",
+            f"precision of samples {metrics['sample_precision']:.0%} (training images "
+            f"{metrics['train_precision']:.0%}), recall {metrics['sample_recall']:.0%} ({metrics['train_recall']:.0%})",
         ]
     if has_collapsed(metrics):
         lines += [

@@ -1,10 +1,13 @@
 """Quality of generated images, measured in the features of a small classifier.
 
-The metrics are those of the FID and the Inception Score (Heusel et al. 2017, Salimans et al. 2016), but the classifier
-is trained here on the data set itself: compare them between models of one data set and binarization, never with an FID.
+The metrics are those of the FID and the Inception Score (Heusel et al. 2017, Salimans et al. 2016), and precision and
+recall (Kynkäänniemi et al. 2019), but the classifiers are trained here on the data set itself: compare them between
+models of one data set and binarization, never with an FID.
 
 Shapes: N images, D pixels, F features. Images are binarized, uint8 [N, D].
 """
+
+import statistics
 
 import torch
 from torch import Tensor, nn
@@ -19,16 +22,32 @@ FEATURES = 64  # few enough for a covariance from 1,000 images
 STEPS = 600
 BATCH_SIZE = 128
 LEARNING_RATE = 3e-3
+CLASSIFIERS = 3
+NEIGHBOURS = 3  # Kynkäänniemi et al. 2019
+ROWS_AT_ONCE = 500  # of a matrix of distances
 
 
 def sample_quality(
     model: VAE, train: Split, test: Split, params: EvaluateParams, *, binary: bool = True, seed: int = 0
+) -> dict[str, float]:
+    """Means over `CLASSIFIERS` of `metrics_of_one_classifier`, and standard deviations, `…_sd`, of those of samples."""
+    seeds = range(seed * CLASSIFIERS, (seed + 1) * CLASSIFIERS)
+    found = [metrics_of_one_classifier(model, train, test, params, binary=binary, seed=seed) for seed in seeds]
+    columns = {name: [metrics[name] for metrics in found] for name in found[0]}
+    varying = ("sample_frechet_distance", "sample_precision", "sample_recall")
+    spread = {f"{name}_sd": statistics.stdev(columns[name]) for name in varying}
+    return {name: statistics.mean(values) for name, values in columns.items()} | spread
+
+
+def metrics_of_one_classifier(
+    model: VAE, train: Split, test: Split, params: EvaluateParams, *, binary: bool, seed: int
 ) -> dict[str, float]:
     """Compare as many samples of the model as there are `test` images with these; splits are on the model's device.
 
     `sample_frechet_distance` (squared, as the FID) has a floor, `train_frechet_distance`: that of as many training
     images, which are held out from the classifier's training. `sample_confidence` is the mean probability of the
     most probable class, `sample_label_entropy` the entropy of the samples' class distribution in nats, at most ln 10.
+    `sample_precision` and `sample_recall` are those of `precision_and_recall`, `train_…` those of the training images.
     Unless `binary`, samples are pixel probabilities.
     """
     generator = torch.Generator(test.images.device).manual_seed(seed)
@@ -43,11 +62,19 @@ def sample_quality(
         }
         predicted = classifier[-1](features["test"]).argmax(1)
         probabilities = classifier[-1](features["sample"]).double().softmax(1)
+    # Unit lengths: noise has short features, and with them a precision of 0.96, within the balls of outliers.
+    unit = {name: F.normalize(part) for name, part in features.items()}
+    precision, recall = precision_and_recall(unit["test"], unit["sample"])
+    of_train = precision_and_recall(unit["test"], unit["train"])
     return {
         "classifier_accuracy": (predicted == test.labels).double().mean().item(),
         "classifier_images": len(used),
         "sample_frechet_distance": frechet_distance(features["sample"], features["test"]),
         "train_frechet_distance": frechet_distance(features["train"], features["test"]),
+        "sample_precision": precision,
+        "train_precision": of_train[0],
+        "sample_recall": recall,
+        "train_recall": of_train[1],
         "sample_confidence": probabilities.amax(1).mean().item(),
         "sample_label_entropy": torch.special.entr(probabilities.mean(0)).sum().item(),
     }
@@ -82,6 +109,23 @@ def sample_images(model: VAE, n: int, params: EvaluateParams, generator: torch.G
     sizes = [min(params.chunk_size, n - start) for start in range(0, n, params.chunk_size)]
     images = torch.cat([model.sample(size, generator) for size in sizes])
     return torch.bernoulli(images, generator=generator) if binary else images
+
+
+def precision_and_recall(real: Tensor, generated: Tensor) -> tuple[float, float]:
+    """The shares of generated images that look real, and of real ones that the model could have generated.
+
+    An image counts if it is as near to any image of the other kind as the third nearest neighbour of that kind is to
+    that image (Kynkäänniemi et al. 2019, eqs. 1 to 3), in features [N, F] and [M, F].
+    """
+    return _share_within(generated, real), _share_within(real, generated)
+
+
+def _share_within(features: Tensor, others: Tensor) -> float:
+    """The share of `features` [M, F] that are nearer to one of `others` [N, F] than its third nearest neighbour is."""
+    nearest = [torch.cdist(part, others).topk(NEIGHBOURS + 1, largest=False) for part in others.split(ROWS_AT_ONCE)]
+    radius = torch.cat([distances[:, -1] for distances, _ in nearest])  # the first is that to itself
+    within = [(torch.cdist(part, others) <= radius).any(1) for part in features.split(ROWS_AT_ONCE)]
+    return torch.cat(within).double().mean().item()
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
