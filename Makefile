@@ -113,7 +113,7 @@ score: $(READY)  ## Score images, by file: IMAGES=folder, or PNG, JPEG, IDX, .np
 theory: $(READY)  ## Check the statements of docs/theory.md and plot its figures again
 	python -m vae.theory
 
-ais: $(READY)  ## Check the test NLL by annealed importance sampling, half an hour: IMAGES= CHAINS= TEMPERATURES=
+ais: $(READY)  ## Check the test NLL by annealed importance sampling (20 minutes): IMAGES= CHAINS= TEMPERATURES=
 	python -m vae.workflow.ais $(AIS_FLAGS)
 
 test: $(READY)  ## Run the fast tests, on two cores

@@ -157,8 +157,7 @@ def test_the_seed_determines_the_metrics_and_the_global_random_state_is_unchange
     assert torch.equal(torch.get_rng_state(), state)
     assert first == again != other
     every = [
-        quality.metrics_of_one_classifier(model, *digits, EvaluateParams(), binary=True, seed=seed)
-        for seed in (4, 5)
+        quality.metrics_of_one_classifier(model, *digits, EvaluateParams(), binary=True, seed=seed) for seed in (4, 5)
     ]
     for name in ("sample_frechet_distance", "sample_precision"):
         values = [metrics[name] for metrics in every]

@@ -23,6 +23,7 @@ from vae.device import full_fp32
 from vae.models.distributions import importance_weighted_bound, normal_log_density
 from vae.models.hierarchy import StochasticLayer, TopDown
 from vae.models.vae import VAE
+from vae.progress import Progress
 
 ACCEPTANCE = 0.65  # the probability to which step sizes are adapted (Wu et al. 2017)
 ADAPTATION = 0.1  # how fast
@@ -49,7 +50,7 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class AIS:
-    """Chains with one HMC transition for each temperature β. With `progress`, it prints how far they are."""
+    """Chains with one HMC transition for each temperature β. `progress` shows how far they are."""
 
     model: VAE
     generator: torch.Generator  # on the model's device
@@ -82,11 +83,10 @@ class AIS:
 
         They are given to the chains that count: weights of chains that adapt their own would not be unbiased.
         """
-        if self.progress:
-            print("adapting the step sizes")
         state = state_at(self.model, sample_latents(self.model, len(x), self.generator), x)
         step_sizes = [torch.full((len(x), 1), FIRST_STEP_SIZE, device=x.device)]
-        for beta in self._betas()[1:-1]:
+        betas = self._betas()[1:-1]
+        for beta in Progress(iterable=betas, show=self.progress, desc="adapt step sizes", total=len(betas)):
             state, acceptance = self._transition(x, state, beta, step_sizes[-1])
             step_sizes.append(step_sizes[-1] * torch.exp(ADAPTATION * (acceptance[:, None] - ACCEPTANCE)))
         return step_sizes[:-1]
@@ -97,12 +97,10 @@ class AIS:
         state = state_at(self.model, u, x)
         log_weights = (betas[1] - betas[0]) * state.log_likelihood.double()
         steps = list(zip(betas[1:-1], betas[2:], step_sizes, strict=True))
-        for number, (beta, following, step_size) in enumerate(steps, 1):
+        for beta, following, step_size in Progress(iterable=steps, show=self.progress, desc="anneal", total=len(steps)):
             step_size = step_size.repeat_interleave(self.chains, 0)
             state, _ = self._transition(x, state, beta, step_size)
             log_weights += (following - beta) * state.log_likelihood.double()
-            if self.progress and 10 * number // len(steps) > 10 * (number - 1) // len(steps):
-                print(f"annealed {10 * number // len(steps) * 10}%")
         return importance_weighted_bound(log_weights.view(-1, self.chains))
 
     def _transition(self, x: Tensor, state: State, beta: float, step_size: Tensor) -> tuple[State, Tensor]:
