@@ -3,6 +3,7 @@
 Shapes: B images, latents or samples, D = 784 pixels, L latent dimensions.
 """
 
+import zlib
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,8 @@ class VAEModel(PythonModel):
       NLL is at most as high. The NLL is the importance-weighted bound (Burda et al. 2016); with fewer
       `importance_samples` than the default, the evaluation's, it and the percentile tend to be higher.
 
-    `score` binarizes images as the model's evaluation does. Where that samples, `seed` does, and an image's score
-    depends on no other image of the batch.
+    `score` binarizes images as the model's evaluation does. A score depends on the image and `seed` alone, not on the
+    others of the batch.
     """
 
     vae: VAE
@@ -107,7 +108,9 @@ class VAEModel(PythonModel):
     def _score(self, images: Tensor, samples: int, seed: int) -> pd.DataFrame:
         params, bounds = EvaluateParams(importance_samples=samples), []
         for image in images.split(1):  # one by one, so that a score depends on no other image
-            generator = torch.Generator().manual_seed(seed)
+            # Not the seed itself: with the same noise for all images, errors would not average out over them.
+            pixels = (255 * image).round().byte().numpy().tobytes()
+            generator = torch.Generator().manual_seed(zlib.crc32(pixels, seed % 2**32))
             binary = self._binarized(image, generator)
             nll, kl, log_weights = importance_samples(self.vae, binary, self.vae.encode(binary), params, generator)
             bounds.append(torch.cat([nll.mean(-1) + kl, -importance_weighted_bound(log_weights)]))
