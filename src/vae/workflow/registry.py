@@ -59,7 +59,9 @@ def register(params: Params) -> None:
     copied = ("dvc.experiment", "git.commit", "git.dirty", "data.sha256")
     code = {name: run.data.tags[name] for name in copied if run.data.tags.get(name)}
     tags = {"run": run.info.run_name, **metrics, **evaluated, **code, "dvc.lock": git("hash-object", LOCK)}
-    note = run.data.tags["mlflow.note.content"]
+    note = (
+        f"{run.data.tags['mlflow.note.content']}\n\nIn nats per test image. Tags: metrics, protocol, origin, checksums."
+    )
     name = model_name(params)
     purpose = PURPOSE.replace("NAME", name)
     version = registry.register(name, purpose, run.info.run_id, note, tags, evaluated.keys(), files)
@@ -167,7 +169,7 @@ def why(params: Params, spec: str) -> None:
     lines = [commit and (git("log", "-1", "--format=%h %s", commit)[:60] or commit) for commit in commits]
     here = MODEL.exists() and sha256(MODEL) == tags["model.sha256"]
     facts = {
-        "run": f"{tags['run']} ({version.run_id})",
+        "run": f"{tags['run']}\n{'':11}{version.run_id}",
         "commit": f"{lines[0] or 'none'}{', and uncommitted changes' if tags.get('git.dirty') == 'true' else ''}",
         "dvc.lock": lines[1] or "in no commit here",
         "data": f"{tags['test.dataset']}, training images' SHA-256 {tags['data.sha256'][:12]}",
