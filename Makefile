@@ -9,7 +9,7 @@ export DVC_NO_ANALYTICS := 1
 
 # make train EPOCHS=2 LATENT_DIM=8 BETA=4 …; make search TRIALS=60 WORKERS=4 …
 # Only variables on make's command line become flags, not those of the environment; the shell sees them quoted.
-unexport FROM EPOCHS BATCH_SIZE LATENT_DIM BETA LEARNING_RATE TRIALS WORKERS FINALISTS RECIPES QUICK MODEL FORCE PORT IMAGES FIT IMAGES CHAINS TEMPERATURES
+unexport FROM EPOCHS BATCH_SIZE LATENT_DIM BETA LEARNING_RATE TRIALS WORKERS FINALISTS RECIPES QUICK MODEL FORCE PORT IMAGES FIT CHAINS TEMPERATURES
 given = $(if $(filter command,$(origin $(1))),$(value $(1)))
 quoted = '$(subst ','\'',$(1))'
 flag = $(if $(call given,$(2)),--$(1)=$(call quoted,$(call given,$(2))))
@@ -36,7 +36,7 @@ names := $(foreach goal,$(MAKECMDGOALS),$(names_$(goal))) PYTHON
 unknown := $(filter-out $(names),$(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
 $(if $(unknown),$(error $(strip make $(MAKECMDGOALS)) has no $(unknown:%=%=): there are $(names:%=%=)))
 
-.PHONY: help setup repro explore compare train search adopt dashboard examples theory ui sync register promote rollback why restore serve score test test-slow torture lint audit format bench ais published speedrun load clean
+.PHONY: help setup repro explore compare train search adopt dashboard examples theory ui sync register promote rollback why restore serve score test test-slow torture lint audit format bench ais anomalies published speedrun load clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -115,6 +115,9 @@ theory: $(READY)  ## Check the statements of docs/theory.md and plot its figures
 
 ais: $(READY)  ## Check the test NLL by annealed importance sampling (20 minutes): IMAGES= CHAINS= TEMPERATURES=
 	python -m vae.workflow.ais $(AIS_FLAGS)
+
+anomalies: $(READY)  ## Measure how well likelihoods tell other images from test images
+	python -m vae.workflow.anomalies
 
 test: $(READY)  ## Run the fast tests, on two cores
 	python -m pytest -m "not slow" --numprocesses 2 --dist worksteal

@@ -5,16 +5,14 @@ from pathlib import Path
 import torch
 
 from vae.config import Params, PositiveInt, Section, checked, load_params
-from vae.data.binarization import binarize_once, to_float
-from vae.data.datasets import load
+from vae.data.binarization import to_float
 from vae.device import resolve
-from vae.errors import ConfigError
 from vae.evaluation.ais import AIS, sample_images
 from vae.evaluation.likelihood import evaluate
 from vae.evaluation.paired import paired_difference
 from vae.files import rounded, sha256, write_json
 from vae.workflow.command_line import ArgumentParser, errors_in_one_line, scalar
-from vae.workflow.stages import MODEL, RAW, load_model, read_dataset
+from vae.workflow.stages import MODEL, binary_test_images, load_model, read_dataset
 
 OUTPUT = Path("results/ais.json")
 
@@ -35,15 +33,13 @@ def check_nll(params: Params, size: AISParams) -> None:
 
     For images of the model, whose NLL lies between two values on average, it shows how far AIS itself is off.
     """
-    if params.data.binarization == "none":
-        raise ConfigError("data.binarization is 'none', AIS needs binary images: the NLL of grey ones is none")
     device = resolve(params.train).device
-    model, test, dataset = load_model(params, device), load(RAW, "test"), read_dataset()
-    chosen = torch.arange(min(size.images, len(test))) * len(test) // min(size.images, len(test))
-    targets = binarize_once(test.images, params.data.binarization)[chosen].to(device)
+    model, dataset = load_model(params, device), read_dataset()
+    images, labels = binary_test_images(params, size.images)
+    targets = images.to(device)
     generator = torch.Generator(device).manual_seed(params.seed)
     ais = AIS(model, generator, size.chains, size.temperatures, progress=True)
-    weighted = evaluate(model, targets, test.labels[chosen], params.evaluate, seed=params.seed).images["nll"].to_numpy()
+    weighted = evaluate(model, targets, labels, params.evaluate, seed=params.seed).images["nll"].to_numpy()
     print(f"{len(targets)} test images, {size.chains} chains each, {size.temperatures:,} temperatures")
     nll = ais.nll(to_float(targets)).cpu().numpy()
     difference = paired_difference(nll, weighted)

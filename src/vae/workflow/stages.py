@@ -12,11 +12,14 @@ import numpy as np
 import pandas as pd
 import torch
 from ruamel.yaml import YAML
+from torch import Tensor
 
 from vae.config import DataParams, Params
+from vae.data.binarization import binarize_once
+from vae.data.datasets import load
 from vae.data.download import IMAGE_SHAPE, class_names, fetch
 from vae.device import Hardware
-from vae.errors import DataError, WeightsError
+from vae.errors import ConfigError, DataError, WeightsError
 from vae.files import fingerprint, project_root, sha256, write_json
 from vae.models.vae import VAE
 
@@ -57,6 +60,18 @@ def read_dataset(path: Path = DATASET) -> dict[str, Any]:
         return {key: record[key] for key in ("name", "source", "image_shape", "classes", "counts", "sha256")}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{path} can't be read ({error}): `dvc repro -f download` writes it") from None
+
+
+def binary_test_images(params: Params, count: int) -> tuple[Tensor, Tensor]:
+    """`count` test images, evenly spaced, binarized as in the evaluation, and their labels.
+
+    Raises ConfigError where images stay grey: the cross-entropy of these is no likelihood.
+    """
+    if params.data.binarization == "none":
+        raise ConfigError("data.binarization is 'none', allowed here are dynamic, static and threshold")
+    test = load(RAW, "test")
+    chosen = torch.arange(min(count, len(test))) * len(test) // min(count, len(test))
+    return binarize_once(test.images, params.data.binarization)[chosen], test.labels[chosen]
 
 
 def checkpoint_folder(stage: str, params: Params, hardware: Hardware) -> Path:
