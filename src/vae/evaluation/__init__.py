@@ -1,1 +1,1 @@
-"""Evaluation of a trained model: likelihood bounds, KL decomposition, linear probe, sample quality."""
+"""Evaluation of a trained model: likelihood bounds, AIS, KL decomposition, linear probe, samples, anomalies."""
