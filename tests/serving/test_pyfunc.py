@@ -26,6 +26,7 @@ def logged(reproduced):
     (output,) = run.outputs.model_outputs
     model = client.get_logged_model(output.model_id)
     assert (model.source_run_id, str(model.status)) == (run.info.run_id, "READY")
+    assert model.tags["mlflow.note.content"].startswith("NLL ")
     assert {metric.key for metric in model.metrics} >= {"test/nll", "test/elbo"}
     return next((reproduced / "mlruns").rglob(f"{output.model_id}/artifacts"))
 

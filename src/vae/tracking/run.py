@@ -172,16 +172,17 @@ class Run:
         run = client.get_run(self.id)
         if run.outputs and run.outputs.model_outputs:
             return
-        experiment = run.info.experiment_id
+        experiment, params = run.info.experiment_id, run.data.params
+        described = {name: text for name, text in run.data.tags.items() if name == "mlflow.note.content"}
         begun = client.search_logged_models([experiment], f"source_run_id = '{self.id}'")
-        model = begun[0] if begun else client.create_logged_model(experiment, "vae", self.id, params=run.data.params)
+        model = begun[0] if begun else client.create_logged_model(experiment, "vae", self.id, described, params)
         saved = Model.load(str(folder))
         saved.run_id, saved.model_id, saved.model_uuid = self.id, model.model_id, model.model_id
         saved.save(str(folder / "MLmodel"))
         client.log_model_artifacts(model.model_id, str(folder))
         metrics = [metric for metric in run.data._metric_objs if metric.key.startswith("test/")]
-        shown = [Metric(m.key, m.value, m.timestamp, m.step, model.model_id, run_id=self.id) for m in metrics]
-        client.log_batch(self.id, shown)
+        of_model = [Metric(m.key, m.value, m.timestamp, m.step, model.model_id, run_id=self.id) for m in metrics]
+        client.log_batch(self.id, of_model)
         client.finalize_logged_model(model.model_id, "READY")
         client.log_outputs(self.id, [LoggedModelOutput(model.model_id, step=0)])
 
