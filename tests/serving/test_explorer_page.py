@@ -16,7 +16,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save
 
 from mlflow_server import Server
-from vae.config import ModelParams
+from vae.config import PRIOR_NAMES, ModelParams
+from vae.models.priors import PRIORS, StandardNormal
 from vae.models.vae import VAE, slerp
 from vae.serving.explorer.build import save_explorer
 
@@ -232,6 +233,21 @@ def test_a_second_model_is_shown_beside_the_first(page, explored, tmp_path, kind
     terms = other(x[None], page_noise(16 * other.noise_dim).view(1, 16, -1))
     price = float(table.locator("tr").last.locator("td").last.inner_text().split()[0])
     assert price == pytest.approx((terms.nll.mean() + terms.kl.sum()).item(), abs=0.06)
+
+
+def test_a_model_with_a_prior_of_ones_own_has_a_page_that_says_that_it_cannot_compute_it(
+    opened, explored, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(PRIORS, "mine", StandardNormal)
+    PRIOR_NAMES.append("mine")
+    try:
+        model = VAE(hidden_dims=(4,), latent_dim=2, prior="mine")
+    finally:
+        PRIOR_NAMES.remove("mine")
+    save_explorer(model, explored[1], tmp_path / "mine.html", num_samples=50)
+    page = opened(tmp_path / "mine.html")
+    expect(page.locator("#notice")).to_contain_text("it has no prior “mine”")
+    expect(page.locator("main")).to_be_hidden()
 
 
 def unknown_prior(path):

@@ -8,7 +8,7 @@ import { makeMap } from "./map.mjs";
 import { element, find, paint } from "./pictures.mjs";
 import { randomFrom } from "./random.mjs";
 import { makeSliders } from "./sliders.mjs";
-import { fromBase64 } from "./weights.mjs";
+import { FileError, fromBase64 } from "./weights.mjs";
 
 const PATH_STEPS = 11; // digits of an interpolation
 
@@ -120,5 +120,6 @@ try {
   start(new Explored(fromBase64(find("payload").textContent.trim())));
 } catch (error) {
   find("notice").textContent = error.message;
-  throw error;
+  document.querySelector("main").hidden = true;
+  if (!(error instanceof FileError)) throw error;
 }

@@ -2,7 +2,7 @@
 
 import { binarized, toMNIST } from "./digit.mjs";
 import { klTo } from "./model.mjs";
-import { element, find, paint, paintCost, picture } from "./pictures.mjs";
+import { ARROWS, element, find, paint, paintCost, picture } from "./pictures.mjs";
 import { normals, randomFrom } from "./random.mjs";
 
 const SIDE = 280;
@@ -26,7 +26,8 @@ export function makeDrawing(explored, { onDrawn, onExplore }) {
   const context = canvas.getContext("2d", { willReadFrequently: true });
   const thresholds = Float32Array.from({ length: 784 }, randomFrom(2).uniform);
   Object.assign(context, { lineWidth: 22, lineCap: "round", lineJoin: "round", strokeStyle: "white" });
-  let [last, pen, waiting, posterior] = [null, { x: SIDE / 2, y: SIDE / 4, down: false }, false, null];
+  let [last, waiting, posterior] = [null, false, null];
+  let [pen, isDown] = [[SIDE / 2, SIDE / 4], false]; // of the keyboard
 
   find("draw-help").textContent =
     "Draw with the mouse or a finger. Keys: Space puts the pen down and lifts it, arrows move it. The ink is scaled to 20 × 20 " +
@@ -105,16 +106,16 @@ export function makeDrawing(explored, { onDrawn, onExplore }) {
   });
   canvas.addEventListener("pointermove", (event) => event.buttons && stroke(...scaled(event)));
   canvas.addEventListener("keydown", (event) => {
-    const moves = { ArrowLeft: [-10, 0], ArrowRight: [10, 0], ArrowUp: [0, -10], ArrowDown: [0, 10] };
-    const move = moves[event.key];
-    if (!move && event.key !== " ") return;
+    if (event.key === " ") isDown = !isDown;
+    else if (event.key in ARROWS) pen = ARROWS[event.key].map((step, i) => Math.min(Math.max(pen[i] + step, 0), SIDE));
+    else return;
     event.preventDefault();
-    if (!move) pen.down = !pen.down;
-    pen.x = Math.min(Math.max(pen.x + (move?.[0] ?? 0), 0), SIDE);
-    pen.y = Math.min(Math.max(pen.y + (move?.[1] ?? 0), 0), SIDE);
-    if (pen.down) stroke(pen.x, pen.y);
+    if (isDown) stroke(...pen);
     else last = null;
+    find("pen").hidden = false;
+    Object.assign(find("pen").style, { left: `${(100 * pen[0]) / SIDE}%`, top: `${(100 * pen[1]) / SIDE}%` });
   });
+  canvas.addEventListener("blur", () => (find("pen").hidden = true));
   find("clear").onclick = () => {
     context.clearRect(0, 0, SIDE, SIDE);
     show();

@@ -1,6 +1,6 @@
 // The map: posterior means of the test images in the plane, over digits decoded from means of neighbours.
 
-import { betweenFrames, element, find, paint } from "./pictures.mjs";
+import { ARROWS, betweenFrames, element, find, paint } from "./pictures.mjs";
 
 // Of classes; each has its name on the map, too, since colour alone should not carry it.
 const COLOURS = ["#4e79d6", "#e8801a", "#2f9e44", "#d64550", "#9467bd"];
@@ -12,7 +12,7 @@ const SAME_PLACE = 6; // CSS pixels that a pointer may move in a click
 export function makeMap(explored, { onSelect, onPath }) {
   const canvas = find("map");
   const context = canvas.getContext("2d");
-  const schedule = betweenFrames();
+  const schedule = betweenFrames(draw);
   const tiles = element("canvas");
   let points; // [x, y] of each image, one after the other
   let view; // the middle of the map, and CSS pixels a unit
@@ -75,7 +75,6 @@ export function makeMap(explored, { onSelect, onPath }) {
         const image = explored.model.images(explored.average(members));
         const digit = paint(element("canvas"), image, (v) => [ink[0], ink[1], ink[2], 255 * v]);
         layer.drawImage(digit, column * TILE, row * TILE, TILE, TILE);
-        draw();
       }),
     );
     draw();
@@ -97,7 +96,11 @@ export function makeMap(explored, { onSelect, onPath }) {
       context.moveTo(...from);
       context.lineTo(...to);
     }
-    if (chosen !== null) context.ellipse(...place(chosen), 7, 7, 0, 0, 2 * Math.PI);
+    if (chosen !== null) {
+      const [x, y] = place(chosen);
+      context.moveTo(x + 7, y);
+      context.arc(x, y, 7, 0, 2 * Math.PI);
+    }
     if (cursor) {
       const [x, y] = cursor;
       for (const [dx, dy] of [[12, 0], [0, 12]]) {
@@ -125,7 +128,7 @@ export function makeMap(explored, { onSelect, onPath }) {
       const [x, y] = [0, 1].map((i) => places.map((p) => p[i]).sort((a, b) => a - b)[places.length >> 1]);
       context.fillStyle = COLOURS[label % COLOURS.length];
       context.beginPath();
-      context.ellipse(x, y, 11, 11, 0, 0, 2 * Math.PI);
+      context.arc(x, y, 11, 0, 2 * Math.PI);
       context.fill();
       context.fillStyle = "white";
       context.fillText(label, x, y);
@@ -160,8 +163,7 @@ export function makeMap(explored, { onSelect, onPath }) {
   const at = (event) => [event.offsetX, event.offsetY];
   canvas.addEventListener("pointerdown", (event) => {
     canvas.setPointerCapture(event.pointerId);
-    const from = nearest(...at(event));
-    drag = { from, start: at(event), line: null };
+    drag = { from: nearest(...at(event)), start: at(event), line: null };
     cursor = null;
   });
   canvas.addEventListener("pointermove", (event) => {
@@ -189,11 +191,10 @@ export function makeMap(explored, { onSelect, onPath }) {
     zoom(event.deltaY < 0 ? 1.25 : 0.8, at(event));
   });
   canvas.addEventListener("keydown", (event) => {
-    const moves = { ArrowLeft: [-10, 0], ArrowRight: [10, 0], ArrowUp: [0, -10], ArrowDown: [0, 10] };
     const keys = { "+": () => zoom(1.5), "-": () => zoom(1 / 1.5), Enter: () => cursor && select(nearest(...cursor)) };
-    if (event.key in moves) {
-      const [x, y] = cursor ?? [size() / 2, size() / 2];
-      cursor = [x + moves[event.key][0], y + moves[event.key][1]].map((v) => Math.min(Math.max(v, 0), size()));
+    if (event.key in ARROWS) {
+      const from = cursor ?? [size() / 2, size() / 2];
+      cursor = ARROWS[event.key].map((step, i) => Math.min(Math.max(from[i] + step, 0), size()));
       hover(cursor);
       draw();
     } else if (event.key in keys) keys[event.key]();

@@ -9,7 +9,7 @@ export function element(tag, properties = {}, ...children) {
   return made;
 }
 
-export const grey = (v) => [255 * v, 255 * v, 255 * v, 255];
+const grey = (v) => [255 * v, 255 * v, 255 * v, 255];
 const heat = (v) => [255 * Math.min(1, 2 * v), 255 * v ** 1.5, 160 * Math.max(0, v - 0.7) + 40 * (1 - v), 255];
 
 /** Paint images [count, 784] side by side; `colour` maps a value to red, green, blue and alpha, up to 255. */
@@ -30,13 +30,17 @@ export const paintCost = (canvas, pixels, largest) => paint(canvas, pixels, (v) 
 
 export const picture = (values) => paint(element("canvas", { className: "digit" }), values);
 
-/** A function that runs a list of jobs a few milliseconds a frame; a new list replaces the one before. */
-export function betweenFrames() {
+/** How far arrow keys move a pen or a cross, in pixels. */
+export const ARROWS = { ArrowLeft: [-10, 0], ArrowRight: [10, 0], ArrowUp: [0, -10], ArrowDown: [0, 10] };
+
+/** A function that runs a list of jobs a few milliseconds a frame, then `after`; a new list replaces the one before. */
+export function betweenFrames(after = () => {}) {
   let jobs = [];
   let waiting = false;
   function step() {
     const end = performance.now() + 8;
     while (jobs.length && performance.now() < end) jobs.shift()();
+    after();
     waiting = jobs.length > 0;
     if (waiting) requestAnimationFrame(step);
   }
