@@ -20,6 +20,7 @@ MODEL = "models/vae.safetensors"
 
 # Code on which no output depends: a change in it retrains nothing.
 NO_OUTPUT_DEPENDS_ON = {"vae.errors", "vae.files", "vae.tracking", "vae.workflow.command_line", "vae.workflow.stages"}
+NO_OUTPUT_DEPENDS_ON |= {"vae.progress", "vae.serving.artifacts", "vae.serving.pyfunc"}
 
 
 def stages_run(printed):
