@@ -77,7 +77,7 @@ def test_a_forced_repro_gives_the_same_bytes_in_a_folder_with_an_unusual_name_an
     project = reproduced.copy(tmp_path / """50% o'clock "a" #1 & b?""")
     before, lock = project.outputs(), (project / "dvc.lock").read_bytes()
     printed = project.dvc("repro", "--force")
-    assert stages_run(printed) == ["download", "train", "evaluate", "explorer", "render"]
+    assert stages_run(printed) == ["download", "train", "evaluate", "render", "explorer"]
     assert "epoch   1/2  ?ELBO" in printed
     assert (project / "dvc.lock").read_bytes() == lock
     changed = {path for path, checksum in project.outputs().items() if before[path] != checksum}
@@ -90,7 +90,7 @@ def experiment(reproduced, tmp_path_factory):
     """A copy of the project in which an experiment with one epoch and beta 4 has run."""
     project = reproduced.copy(tmp_path_factory.mktemp("experiment") / "project")
     printed = project.dvc("exp", "run", "-n", "strong-kl", "-S", "train.epochs=1", "-S", "train.beta=4")
-    assert stages_run(printed) == ["train", "evaluate", "explorer", "render"]
+    assert stages_run(printed) == ["train", "evaluate", "render", "explorer"]
     return project
 
 
