@@ -325,6 +325,8 @@ def test_the_page_can_be_used_with_the_keyboard_alone(page, explored):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_no_violation_and_nothing_is_wider_than_a_phone(opened, explored, tmp_path, scheme):
     page = opened(explored[2], color_scheme=scheme, viewport={"width": 380, "height": 800})
+    before = Axe().run(page)
+    assert before.violations_count == 0, before.generate_report()
     explored[0].save(tmp_path / "a-model-with-a-rather-long-name-of-its-own.safetensors")
     draw(page, ONE)
     page.locator("#file").set_input_files(tmp_path / "a-model-with-a-rather-long-name-of-its-own.safetensors")

@@ -53,14 +53,31 @@ def explorer_page(
     """
     if model.input_dim != 784:
         raise ConfigError(f"the explorer shows images of 28 × 28 pixels, not of {model.input_dim} in all")
+    values = {} if params is None else params.flat()
+    shown = {name: value for name, value in values.items() if name.startswith(("seed", "train."))}
+    facts = json.dumps({"metrics": metrics, "params": shown}).encode()
+    arrays = {"facts": torch.frombuffer(bytearray(facts), dtype=torch.uint8), **evaluated(model, images, result)}
+    if embedding is not None:
+        arrays["embedding"] = torch.from_numpy(embedding).float()
+    weights = {name: tensor.detach().cpu().half() for name, tensor in model.state_dict().items()}
+    contents = weights | {f"explorer.{name}": array.contiguous() for name, array in arrays.items()}
+    config = {"input_dim": model.input_dim, **model.params.model_dump(mode="json")}
+    payload = save(contents, metadata={"vae": json.dumps(config)})  # of several entries, the order would be random
+    parts = {
+        "style": (FOLDER / "style.css").read_text(encoding="utf-8"),
+        "payload": base64.b64encode(payload).decode(),
+        "script": script(*MODULES),
+    }
+    page = (FOLDER / "page.html").read_text(encoding="utf-8")
+    return re.sub(r"\{\{(\w+)\}\}", lambda part: parts[part[1]], page)
+
+
+def evaluated(model: VAE, images: Tensor, result: Evaluation) -> dict[str, Tensor]:
+    """What the page shows of the test images, in as few bytes as will do: pixels have one bit, posterior means fp16."""
     mu, logvar = torch.from_numpy(result.mu), torch.from_numpy(result.logvar)
     center, axes = principal_axes(mu)
     reference = reference_normal(model, mu, logvar)
-    values = {} if params is None else params.flat()
-    shown = {name: value for name, value in values.items() if name.startswith(("seed", "train."))}
-    facts = json.dumps({"metrics": metrics, "params": shown})
-    arrays = {
-        "facts": torch.frombuffer(bytearray(facts.encode()), dtype=torch.uint8),
+    return {
         "images": torch.from_numpy(np.packbits((to_float(images.cpu()) > 0.5).numpy(), axis=1)),
         "labels": torch.tensor(result.images["label"].to_numpy(), dtype=torch.uint8),
         "neg_elbo": -torch.tensor(result.images["elbo"].to_numpy(), dtype=torch.float32),
@@ -69,16 +86,7 @@ def explorer_page(
         "axes": axes,
         "reference": torch.stack(reference),
         "kl": gaussian_kl_between(mu, logvar, *reference).mean(0),
-        **({} if embedding is None else {"embedding": torch.from_numpy(embedding).float()}),
     }
-    weights = {name: tensor.detach().cpu().half() for name, tensor in model.state_dict().items()}
-    contents = weights | {f"explorer.{name}": array.contiguous() for name, array in arrays.items()}
-    config = {"input_dim": model.input_dim, **model.params.model_dump(mode="json")}
-    payload = save(contents, metadata={"vae": json.dumps(config)})  # of several entries, the order would be random
-    page = (FOLDER / "page.html").read_text(encoding="utf-8")
-    parts = {"style": (FOLDER / "style.css").read_text(encoding="utf-8"), "script": script(*MODULES)}
-    parts["payload"] = base64.b64encode(payload).decode()
-    return re.sub(r"\{\{(\w+)\}\}", lambda part: parts[part[1]], page)
 
 
 def script(*modules: str) -> str:
