@@ -6,7 +6,7 @@ from vae import tracking
 from vae.config import load_params
 from vae.errors import RegistryError, TrackingError, one_line
 from vae.serving.artifacts import check_artifacts
-from vae.tracking.registry import find
+from vae.tracking.registry import find, model_name
 from vae.tracking.store import MLFLOW_ERRORS, experiment_id
 
 
@@ -35,7 +35,7 @@ def _uri(model: str | None) -> str:
     if model and ":/" in model:
         return model
     try:
-        name = f"vae-{load_params().data.dataset.lower()}"
+        name = model_name(load_params())
         version = find(model or name)
         return f"models:/{version.name}/{version.version}"
     except RegistryError:

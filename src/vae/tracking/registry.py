@@ -17,6 +17,7 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
+from vae.config import Params
 from vae.errors import RegistryError, one_line
 from vae.files import sha256
 from vae.tracking.store import LOCK_SECONDS, MLFLOW_ERRORS, database, shown_store
@@ -36,6 +37,11 @@ class Registered:
     versions: dict[str, ModelVersion]
     aliases: dict[str, str]
     history: list[str]
+
+
+def model_name(params: Params) -> str:
+    """The registered model of this data set: `vae-mnist`."""
+    return f"vae-{params.data.dataset.lower()}"
 
 
 def look_up(name: str) -> Registered:

@@ -23,7 +23,7 @@ from vae.evaluation.paired import PairedDifference, paired_difference
 from vae.files import sha256, write_atomically
 from vae.tracking import registry
 from vae.tracking.kinds import git, runs_of, settings
-from vae.tracking.registry import CHALLENGER, CHAMPION, WEIGHTS
+from vae.tracking.registry import CHALLENGER, CHAMPION, WEIGHTS, model_name
 from vae.workflow.command_line import ArgumentParser, errors_in_one_line
 from vae.workflow.stages import METRICS, MODEL, read_dataset
 
@@ -236,11 +236,6 @@ def uncommitted(paths: list[str]) -> list[str]:
         modified = repo.data_status()["uncommitted"].get("modified", [])
     modified += [line.split()[-1] for line in git("status", "--porcelain", "--", *paths).splitlines()] if paths else []
     return [path for path in paths if path in modified and Path(path).exists()]
-
-
-def model_name(params: Params) -> str:
-    """The registered model of this data set: `vae-mnist`."""
-    return f"vae-{params.data.dataset.lower()}"
 
 
 def named(version: ModelVersion) -> str:
