@@ -11,6 +11,7 @@ from vae.config import Params
 from vae.evaluation.likelihood import Evaluation, protocol_of
 from vae.files import sha256
 from vae.models.vae import VAE
+from vae.serving.lookup import model_folder
 from vae.serving.pyfunc import save_model
 from vae.tracking.run import unsynced
 
@@ -103,4 +104,4 @@ def test_a_model_on_a_server_is_registered_and_loaded(tmp_path, empty_store, vae
             run.log_model(save)
         assert models_of(run) == [("READY", {"test/nll": 84.0})]
         mlflow.register_model(f"runs:/{run.id}/vae", "vae-mnist")
-        answers("models:/vae-mnist/1", vae)
+        answers(str(model_folder("vae-mnist/1")), vae)
