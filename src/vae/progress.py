@@ -11,6 +11,8 @@ SECONDS = 15.0
 class Progress(tqdm):  # type: ignore[type-arg]
     """tqdm's bar in a terminal, gone at its end; elsewhere lines such as "evaluate 40%". Nothing without `show`."""
 
+    monitor_interval = 0  # tqdm's thread would call `display` again
+
     def __init__(self, *, show: bool, total: int, **options: Any) -> None:
         self.lines, self.steps = not sys.stderr.isatty(), total
         if self.lines:
@@ -22,4 +24,4 @@ class Progress(tqdm):  # type: ignore[type-arg]
         if not self.lines:
             super().display(msg, pos)
         elif msg is None and self.n < self.steps:
-            print(f"{self.desc} {self.n / self.steps:.0%}", flush=True)
+            print(f"{self.desc} {100 * self.n // self.steps:.0f}%", flush=True)
