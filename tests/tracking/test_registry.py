@@ -1,5 +1,6 @@
 """Versions, aliases and the champion's history, in SQLite and behind a server, also for processes at once."""
 
+import json
 import subprocess
 from contextlib import ExitStack
 from pathlib import Path
@@ -37,7 +38,9 @@ def state():
 def test_the_first_version_is_champion_and_later_ones_are_challengers_until_they_move_up():
     assert add_version(b"a", samples=1).version == add_version(b"a", samples=1).version
     assert state() == (["1"], {CHAMPION: "1"}, ["1"])
-    add_version(b"b", samples=1)
+    second = add_version(b"b", samples=1)
+    shown = MlflowClient().get_logged_model(second.source.removeprefix("models:/")).tags["mlflow.modelVersions"]
+    assert json.loads(shown) == [{"name": "vae-mnist", "version": "2"}]
     add_version(b"a", samples=2)  # the weights of version 1 under another protocol
     assert state() == (["1", "2", "3"], {CHAMPION: "1", CHALLENGER: "3"}, ["1"])
     add_version(b"b", samples=1)

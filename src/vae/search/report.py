@@ -98,8 +98,8 @@ def _best_params(
         section[name] = list(value) if isinstance(value, tuple) else value
     buffer = io.StringIO()
     YAML().dump(sections, buffer)
-    found = f"Trial {best.number} of {len(trials)} (study {study}): validation {_score_name(params)}"
-    lines = [f"{found} {score(best):.2f} nats per image", *_standing(trials, params, finalists)]
+    found = f"Study {study}: {len(trials)} trials, trial {best.number} has the best validation {_score_name(params)}"
+    lines = [f"{found}, {score(best):.2f} nats", *_standing(trials, params, finalists)]
     return "".join(f"# {line}\n" for line in lines) + buffer.getvalue()
 
 
@@ -120,11 +120,12 @@ def _standing(trials: Sequence[FrozenTrial], params: Params, finalists: pd.DataF
 
 def _outcome(finalists: pd.DataFrame, params: Params) -> str:
     """Which values the finals speak for."""
-    trained = f"after {params.train.epochs} epochs, {finals.SEEDS} seeds"
-    best, own = finalists.iloc[0], finalists[finalists["current"]]
+    trained = f"finals of {params.train.epochs} epochs, {finals.SEEDS} seeds"
     if finals.winner(finalists) is None:
         return f"{trained}: no values beat those of params.yaml by more than the spread of seeds"
-    return f"{trained}: {best['mean']:.2f} ± {best['spread']:.2f}, with params.yaml {own['mean'].iloc[0]:.2f}"
+    rows = finalists.iloc[0], finalists[finalists["current"]].iloc[0]
+    best, own = (f"{row['mean']:.2f} ± {row['spread']:.2f}" for row in rows)
+    return f"{trained}: best {best} nats, params.yaml {own}"
 
 
 def _score_name(params: Params) -> str:

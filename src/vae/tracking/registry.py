@@ -4,6 +4,7 @@ A version's weights are in its logged model, its other files in its run's artifa
 the checksums of all. Each function may raise one of MLFLOW_ERRORS.
 """
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -125,6 +126,9 @@ def register(
             )
             if str(new.version) != same()[0]:  # another machine has registered it on the server meanwhile
                 client.delete_model_version(name, str(new.version))
+            # As MLflow's server does; without it, the page of the run's model says that it is not registered.
+            registered = json.dumps([{"name": name, "version": same()[0]}])
+            client.set_logged_model_tags(model_id, {"mlflow.modelVersions": registered})
         model, number = look_up(name), same()[0]
         if CHAMPION not in model.aliases and number == next(iter(model.versions)):
             client.set_registered_model_alias(name, CHAMPION, number)
