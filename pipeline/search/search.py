@@ -1,5 +1,6 @@
 """Search hyperparameters: data/raw -> search/{trials,finals}.csv, best_params.yaml, *.png; or results/search/STUDY/."""
 
+import sys
 from pathlib import Path
 
 from vae.config import Params, load_params
@@ -21,7 +22,7 @@ def main(params: Params, worker: bool) -> None:
         results, committed = FOLDER, load_params()
         if params != committed:
             results = Path("results/search", study_name(params, dataset))
-            if params.search.finalists == committed.search.finalists:  # no flag: a short look has no long finals
+            if "--finalists" not in " ".join(sys.argv):  # a short look has no long finals
                 params = params.replaced({"search.finalists": 0})
         search(params, dataset, RAW, results)
 

@@ -316,7 +316,7 @@ class SearchParams(Section):
     pruner: Pruner = "median"
     """Which trials are stopped early."""
     finalists: Annotated[int, Field(ge=0)] = 3
-    """Best trials that are trained for train.epochs with three seeds, beside the values of params.yaml; 0: none."""
+    """elbo: best trials that are trained for train.epochs with three seeds, beside params.yaml's values; 0: none."""
     space: dict[str, Range | Choices] = Field(
         default={
             "latent_dim": Range(low=8, high=64),

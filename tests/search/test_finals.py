@@ -7,8 +7,9 @@ from ruamel.yaml import YAML
 from search_support import small
 from vae.data.datasets import load, split_validation
 from vae.device import resolve
+from vae.errors import VAEError
 from vae.models.vae import VAE
-from vae.search import finals, report
+from vae.search import finals, report, workers
 from vae.search.space import current_values
 from vae.training.loop import fit
 
@@ -62,27 +63,59 @@ def test_the_scores_are_those_of_full_trainings_with_these_values_and_seeds(held
 
 
 def candidates(**leads):
-    """A table of finals in which params.yaml has 100 ± 0.2."""
-    rows = [{"beta": 1.0, "mean": 100.0, "spread": 0.2, "seeds": 3, "current": True}]
-    for number, (lead, spread) in enumerate(leads.values()):
-        rows.append({"beta": 2.0 + number, "mean": 100.0 - lead, "spread": spread, "seeds": 3, "current": False})
+    """A table of finals in which params.yaml, trial 0, has 100 ± 0.2."""
+    rows = [{"trial": 0, "mean": 100.0, "spread": 0.2, "current": True}]
+    for number, (lead, spread) in enumerate(leads.values(), 1):
+        rows.append({"trial": number, "mean": 100.0 - lead, "spread": spread, "current": False})
     return pd.DataFrame(rows).sort_values("mean", ignore_index=True)
 
 
 @pytest.mark.parametrize(
-    ("leads", "beta"),
+    ("leads", "trial"),
     [
-        ({"a": (0.5, 0.1)}, 2.0),
-        ({"a": (0.5, 0.1), "b": (0.6, 0.1)}, 3.0),
+        ({"a": (0.5, 0.1)}, 1),
+        ({"a": (0.5, 0.1), "b": (0.6, 0.1)}, 2),
         ({"a": (0.19, 0.1)}, None),  # less than the spread of params.yaml
         ({"a": (0.5, 0.6)}, None),  # less than its own spread
         ({"a": (-1.0, 0.1)}, None),
         ({}, None),
     ],
 )
-def test_a_finalist_wins_by_more_than_the_spread_of_seeds(leads, beta):
-    found = finals.winner(candidates(**leads))
-    assert (found and found["beta"]) == beta
+def test_a_finalist_wins_by_more_than_the_spread_of_seeds(leads, trial):
+    assert finals.winner(candidates(**leads)) == trial
+
+
+def test_without_trainings_of_params_yaml_the_best_finalist_wins_and_without_any_none_does():
+    table = candidates(a=(-1.0, 0.1), b=(-2.0, 0.1))
+    assert finals.winner(table[~table["current"]].reset_index(drop=True)) == 1
+    assert finals.winner(table[:0]) is None
+
+
+def test_equal_trials_are_one_finalist_and_a_candidate_with_a_failed_seed_is_left_out(here):
+    params = small(n_trials=4, epochs=1, finalists=2, space={"latent_dim": [2, 3]}, train__epochs=1)
+    search = here.search(params)
+    assert len(search.trials) == 4
+    assert [values["latent_dim"] for values in finals.candidates(search, params).values()] == [2, 3]
+    study, final = finals.open_finals(search, params, here.dataset, here.worker(params).storage, parent="")
+    here.worker(final).run()
+    kept = [trial for trial in study.trials if trial.params != {"latent_dim": 3, "seed": 1}]
+    study.get_trials = lambda **options: kept
+    table = finals.table(search, study, params)
+    assert table["latent_dim"].tolist() == [2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"space": {"seed": [0, 1]}}, "seed can't be searched"),
+        ({"train__objective": "iwae", "train__elbo_epochs": 3, "epochs": 2}, "elbo_epochs is 3"),
+    ],
+)
+def test_what_no_trial_could_be_trained_with_is_refused_before_the_first(changes, reason, here):
+    params = small(**changes)
+    with pytest.raises(VAEError, match=reason):
+        workers.search(params, here.dataset, here.raw, report.FOLDER)
+    assert not (here.root / "search/study.journal").exists()
 
 
 @pytest.mark.parametrize("spread", [0.0, 1e9])
@@ -96,8 +129,12 @@ def test_the_best_values_are_the_winners_or_those_of_params_yaml(held, spread):
     text = (report.FOLDER / report.BEST).read_text()
     sections = YAML(typ="safe").load(text)
     found = {**sections["model"], **sections["train"]}
-    expected = table.iloc[0] if not spread else current_values(params)
-    assert found == pytest.approx({name: expected[name] for name in params.search.space})
+    chosen = table.iloc[0] if not spread else current_values(params)
+    assert found == pytest.approx({name: chosen[name] for name in params.search.space})
     assert ("no values beat those of params.yaml" in text) == bool(spread)
-    assert list(pd.read_csv(report.FOLDER / "finals.csv")["mean"]) == [1, 2, 2][: len(table)] or not spread
+    number = 0 if spread else table["trial"][0]
+    assert text.startswith(f"# Trial {number} of 3 ")
+    logged = report.summary(search, params, table)
+    assert logged["best/trial"] == number and logged["best/latent_dim"] == found["latent_dim"]
+    assert len(pd.read_csv(report.FOLDER / "finals.csv")) == len(table)
     assert "finals:" in report.closing_table(search, params, finalists=table)

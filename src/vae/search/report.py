@@ -70,27 +70,29 @@ def write(
     if best is None:
         raise SearchError(f"none of the {len(trials)} trials is complete, so there are no results to write")
     write_atomically(folder / "trials.csv", table(trials, params).to_csv(index=False))
-    columns = [*params.search.space, "mean", "spread", "seeds", "current"]
-    rows = pd.DataFrame(columns=columns) if finalists is None else finalists[columns]
+    rows = pd.DataFrame(columns=finals.columns(params)) if finalists is None else finalists
     write_atomically(folder / "finals.csv", rows.to_csv(index=False, float_format="%.6g"))
-    write_atomically(folder / BEST, _best_params(best, trials, params, study.study_name, finalists))
+    write_atomically(folder / BEST, _best_params(trials, params, study.study_name, finalists))
     figures = plot_study(study, _score_name(params))
     plots = [save(figure, folder / f"{name}.png", DPI) for name, figure in figures.items()]
     return [folder / "trials.csv", folder / "finals.csv", folder / BEST, *plots]
 
 
-def _best_params(
-    best: FrozenTrial, trials: Sequence[FrozenTrial], params: Params, study: str, finalists: pd.DataFrame | None
-) -> str:
-    """The best values in the shape of params.yaml, below what is known of them.
+def _chosen(trials: Sequence[FrozenTrial], params: Params, finalists: pd.DataFrame | None) -> FrozenTrial:
+    """The trial whose values are the result: the best one, or after finals their winner or that of params.yaml."""
+    best = best_trial(trials)
+    assert best is not None
+    if finalists is None:
+        return best
+    winner = finals.winner(finalists)
+    own = _current_trial(trials, params) or best
+    return own if winner is None else next(trial for trial in trials if trial.number == winner)
 
-    After finals they are those of the winner, or of params.yaml where there is none.
-    """
-    values = best.params
-    if finalists is not None:
-        winning = finals.winner(finalists) or current_values(params)
-        values = {name: winning[name] for name in params.search.space}
-    chosen = with_values(params, values).flat()
+
+def _best_params(trials: Sequence[FrozenTrial], params: Params, study: str, finalists: pd.DataFrame | None) -> str:
+    """The best values in the shape of params.yaml, below what is known of them."""
+    best = _chosen(trials, params, finalists)
+    chosen = with_values(params, best.params).flat()
     sections: dict[str, dict[str, Any]] = {}
     for name, dotted in dotted_names(params).items():
         value = chosen[dotted]
@@ -98,8 +100,8 @@ def _best_params(
         section[name] = list(value) if isinstance(value, tuple) else value
     buffer = io.StringIO()
     YAML().dump(sections, buffer)
-    found = f"Study {study}: {len(trials)} trials, trial {best.number} has the best validation {_score_name(params)}"
-    lines = [f"{found}, {score(best):.2f} nats", *_standing(trials, params, finalists)]
+    found = f"Trial {best.number} of {len(trials)} (study {study}): validation {_score_name(params)}"
+    lines = [f"{found} {score(best):.2f} nats per image", *_standing(trials, params, finalists)]
     return "".join(f"# {line}\n" for line in lines) + buffer.getvalue()
 
 
@@ -121,23 +123,23 @@ def _standing(trials: Sequence[FrozenTrial], params: Params, finalists: pd.DataF
 def _outcome(finalists: pd.DataFrame, params: Params) -> str:
     """Which values the finals speak for."""
     trained = f"finals of {params.train.epochs} epochs, {finals.SEEDS} seeds"
-    if finals.winner(finalists) is None:
+    winner = finals.winner(finalists)
+    if winner is None:
         return f"{trained}: no values beat those of params.yaml by more than the spread of seeds"
-    rows = finalists.iloc[0], finalists[finalists["current"]].iloc[0]
-    best, own = (f"{row['mean']:.2f} ± {row['spread']:.2f}" for row in rows)
-    return f"{trained}: best {best} nats, params.yaml {own}"
+    means = [f"{row['mean']:.2f} ± {row['spread']:.2f}" for _, row in finalists.iterrows()]
+    own = [mean for mean, current in zip(means, finalists["current"], strict=True) if current]
+    return f"{trained}: trial {winner} {means[0]}, params.yaml {own[0] if own else 'failed'}"
 
 
 def _score_name(params: Params) -> str:
     return "−bound" if params.train.objective == "iwae" else "−ELBO"
 
 
-def summary(study: optuna.Study, params: Params) -> dict[str, Any]:
-    """The search's metrics and tags in MLflow: the number of trials, the best one, and its values."""
+def summary(study: optuna.Study, params: Params, finalists: pd.DataFrame | None = None) -> dict[str, Any]:
+    """The search's metrics and tags in MLflow: the number of trials, the chosen one, and its values."""
     trials = finished(study)
     states = [trial.state for trial in trials]
-    best, current = best_trial(trials), _current_trial(trials, params)
-    assert best is not None
+    best, current = _chosen(trials, params, finalists), _current_trial(trials, params)
     found = {
         "trials": len(trials),
         "pruned": states.count(TrialState.PRUNED),

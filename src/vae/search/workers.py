@@ -30,6 +30,7 @@ from vae.config import Params
 from vae.device import resolve
 from vae.errors import SearchError, VAEError
 from vae.search import finals, report
+from vae.search.space import current_values, with_values
 from vae.search.storage import DATABASE_ERRORS, database_errors_in_one_line, open_storage, search_folder, storage_url
 from vae.search.study import MLFLOW_RUN, check_failure_limit, finished, hand_back, in_state, open_study, score
 from vae.search.trial import Worker
@@ -80,6 +81,9 @@ def search(params: Params, dataset: Mapping[str, Any], folder: Path, results: Pa
     images, `dataset` is their record. Raises SearchError if the storage fails, all workers die or trial after trial
     fails.
     """
+    if "seed" in params.search.space:
+        raise SearchError("search.space: seed can't be searched, it would find a lucky one: the finals compare seeds")
+    with_values(params, current_values(params))  # raises ConfigError where trials can't have these params
     with _only_search_here(), database_errors_in_one_line():
         tracking.connect(tracking.SEARCH_EXPERIMENT)
         storage = open_storage()
@@ -91,11 +95,11 @@ def search(params: Params, dataset: Mapping[str, Any], folder: Path, results: Pa
                 study.set_user_attr(MLFLOW_RUN, run.id)
             if done < params.search.n_trials:
                 _run_trials(study, storage, params, dataset, folder)
-            finalists = (
-                _run_finals(study, storage, params, dataset, folder, run.id) if params.search.finalists else None
-            )
+            finalists = None
+            if params.search.finalists and params.search.objective == "elbo":
+                finalists = _run_finals(study, storage, params, dataset, folder, run.id)
             written = report.write(study, params, results, finalists)
-            tracking.log_search(run, report.summary(study, params), written)
+            tracking.log_search(run, report.summary(study, params, finalists), written)
         tracking.sync()
         print(report.closing_table(study, params, results, finalists))
 
