@@ -35,7 +35,8 @@ os.environ |= {
 }
 
 # For child processes, as a user starts them: with bytecode caches, and without what MLflow adds in this process.
-ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+LEFT_OUT = ("PYTHONDONTWRITEBYTECODE", "MAKEFLAGS", "MAKELEVEL", "MFLAGS")  # the latter are set by `make test-slow`
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in LEFT_OUT}
 ROOT = Path(__file__).parents[1]
 PARTS = ["pipeline", "src", ".dvcignore", ".gitignore", "dvc.yaml", "params.yaml"]
 PARTS += [f".dvc/{name}" for name in ("config", "plots.html", ".gitignore")]

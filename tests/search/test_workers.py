@@ -348,6 +348,8 @@ def test_processes_that_create_the_tables_at_once_all_get_a_storage(postgresql, 
             monkeypatch.setenv("OPTUNA_STORAGE", postgresql.url.removesuffix("postgres") + name)
             storages = [future.result() for future in [pool.submit(open_storage) for _ in range(8)]]
             assert all(storage.get_all_studies() == [] for storage in storages)
+            for storage in storages:  # the server allows a hundred connections
+                storage.engine.dispose()
 
 
 @pytest.mark.slow
