@@ -30,9 +30,7 @@ def main(params: Params) -> None:
     """Plot and save every figure, and add them to the MLflow run of the training."""
     model = load_model(params, "cpu")  # a few hundred images need no accelerator
     result = Evaluation(*read_evaluation())
-    history = read_output(
-        METRICS / "history.csv", lambda path: pd.read_csv(path, dtype=float).dropna(subset="improved")
-    )
+    history = read_output(METRICS / "history.csv", epochs)
     tracking.connect()
     figures = save_figures(model, load(RAW, "train"), load(RAW, "test"), result, history, params, FIGURES)
     print(f"{len(figures)} figures in {FIGURES}/")

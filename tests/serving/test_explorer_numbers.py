@@ -10,9 +10,11 @@ import torch
 from safetensors.torch import save
 
 from vae.config import ModelParams
+from vae.data.datasets import load
 from vae.models.hierarchy import TopDown
 from vae.models.vae import VAE, slerp
 from vae.serving.explorer.build import FOLDER
+from vae.serving.images import fit_digit
 
 pytestmark = pytest.mark.skipif(not shutil.which("node"), reason="there is no node, in which the page's code runs")
 
@@ -139,3 +141,29 @@ def test_the_page_computes_what_torch_computes(kind, tmp_path):
     assert price["reconstruction"] == pytest.approx(terms.nll.mean().item(), abs=1e-3)  # nats
     assert price["kl"] == pytest.approx(terms.kl.sum().item(), abs=1e-3)
     assert sum(price["pixels"]) == pytest.approx(price["reconstruction"])
+
+
+def drawn_in_node(drawing, folder):
+    """What the page makes of a square drawing, uint8: uint8 [28, 28]."""
+    program = "import { toMNIST } from 'FOLDER/digit.mjs'; import { readFileSync } from 'node:fs';"
+    program += (
+        "const ink = JSON.parse(readFileSync(0)); console.log(JSON.stringify([...toMNIST(ink, ink.length ** 0.5)]))"
+    )
+    (folder / "digit.mjs").write_text(program.replace("FOLDER", FOLDER.as_uri()))
+    ink = json.dumps((drawing.flatten() / 255).tolist())
+    done = subprocess.run(["node", "digit.mjs"], input=ink, cwd=folder, capture_output=True, text=True, check=True)
+    return np.rint(255 * np.reshape(json.loads(done.stdout), (28, 28))).astype(np.uint8)
+
+
+def test_a_digit_of_mnist_drawn_on_the_page_stays_as_it_is(bundled, tmp_path):
+    digit = load(bundled[0], "test").images[0].numpy().reshape(28, 28)
+    np.testing.assert_array_equal(drawn_in_node(digit, tmp_path), digit)
+
+
+def test_all_ink_of_a_lopsided_drawing_stays_inside_as_in_fit_digit(tmp_path):
+    drawing = np.zeros((280, 280), np.uint8)
+    drawing[100:180, 40:80] = 255  # a blob on the left
+    drawing[132:138, 80:240] = 255  # and a line to the right
+    drawn, fitted = (np.argwhere(image > 20) for image in (drawn_in_node(drawing, tmp_path), fit_digit(drawing)))
+    np.testing.assert_array_equal([drawn.min(0), drawn.max(0)], [fitted.min(0), fitted.max(0)])
+    assert drawn[:, 1].max() == 27

@@ -1,5 +1,5 @@
 // From a drawing to the model's input, as MNIST was made (LeCun et al. 1998): the ink is scaled to fit 20 × 20 pixels,
-// and its centre of mass is moved to the centre of 28 × 28.
+// and its centre of mass is moved to pixel 14 of 28 × 28, as far as all of the ink stays inside.
 
 /** Grey values in [0, 1], side × side -> [784]; null where there is no ink. */
 export function toMNIST(ink, side) {
@@ -18,14 +18,14 @@ export function toMNIST(ink, side) {
   let [mass, x, y] = [0, 0, 0];
   small.forEach((v, i) => {
     mass += v;
-    x += v * ((i % width) + 0.5);
-    y += v * (Math.floor(i / width) + 0.5);
+    x += v * (i % width);
+    y += v * Math.floor(i / width);
   });
-  const [dx, dy] = [Math.round(14 - x / mass), Math.round(14 - y / mass)];
+  const placed = (centre, length) => Math.min(Math.max(Math.round(14 - centre), 0), 28 - length);
+  const [dx, dy] = [placed(x / mass, width), placed(y / mass, height)];
   const out = new Float32Array(784);
   small.forEach((v, i) => {
-    const [column, row] = [(i % width) + dx, Math.floor(i / width) + dy];
-    if (column >= 0 && column < 28 && row >= 0 && row < 28) out[row * 28 + column] = v;
+    out[(Math.floor(i / width) + dy) * 28 + (i % width) + dx] = v;
   });
   return out;
 }
