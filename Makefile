@@ -13,6 +13,7 @@ unexport FROM EPOCHS BATCH_SIZE LATENT_DIM BETA LEARNING_RATE TRIALS WORKERS FIN
 given = $(if $(filter command,$(origin $(1))),$(value $(1)))
 quoted = '$(subst ','\'',$(1))'
 flag = $(if $(call given,$(2)),--$(1)=$(call quoted,$(call given,$(2))))
+switch = $(if $(filter-out 0,$(call given,$(2))),--$(1))
 TRAIN_FLAGS = $(call flag,epochs,EPOCHS) $(call flag,batch_size,BATCH_SIZE) $(call flag,latent_dim,LATENT_DIM) \
 	$(call flag,beta,BETA) $(call flag,learning_rate,LEARNING_RATE)
 PUBLISHED_FLAGS = $(foreach recipe,$(call given,RECIPES),$(call quoted,$(recipe))) $(call flag,epochs,EPOCHS)
@@ -81,7 +82,7 @@ dashboard: $(READY)  ## Serve optuna-dashboard of the search on http://127.0.0.1
 	@python -m vae.search.dashboard
 
 examples: $(READY)  ## Run the five examples of the library: results/examples/ (QUICK=1 for a look)
-	python -m vae.examples $(if $(call given,QUICK),--quick)
+	python -m vae.examples $(call switch,quick,QUICK)
 
 ui: $(READY)  ## Serve the MLflow UI on http://127.0.0.1:5000
 	python -m vae.tracking ui
@@ -108,7 +109,7 @@ serve: $(READY)  ## Serve a model on http://127.0.0.1:5001: PORT= MODEL= (the ch
 	@python -m vae.workflow.serve $(call flag,model,MODEL) $(call flag,port,PORT)
 
 score: $(READY)  ## Score images, by file: IMAGES=folder, or PNG, JPEG, IDX, .npy, .npz; MODEL=, FIT=1 for any size
-	@python -m vae.workflow.score $(call flag,model,MODEL) $(if $(call given,FIT),--fit) $(if $(call given,IMAGES),-- $(call quoted,$(call given,IMAGES)))
+	@python -m vae.workflow.score $(call flag,model,MODEL) $(call switch,fit,FIT) $(if $(call given,IMAGES),-- $(call quoted,$(call given,IMAGES)))
 
 theory: $(READY)  ## Check the statements of docs/theory.md and plot its figures again
 	python -m vae.theory

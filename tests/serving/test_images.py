@@ -6,6 +6,7 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.ExifTags import Base
 
 from vae.data.datasets import load
 from vae.errors import DataError
@@ -90,8 +91,56 @@ def test_a_picture_that_cannot_be_used_says_why(tmp_path, content, words):
 
 
 def test_an_empty_picture_cannot_be_fitted():
-    with pytest.raises(DataError, match="nothing in it"):
-        fit_digit(np.zeros((40, 40), np.uint8))
+    specks = np.zeros((2000, 2000), np.uint8)
+    specks[100, 100] = specks[1900, 1900] = 255  # gone when they are scaled to 20×20
+    for picture in (np.zeros((40, 40), np.uint8), specks):
+        with pytest.raises(DataError, match="nothing in it"):
+            fit_digit(picture)
+
+
+def test_a_digit_on_grey_paper_is_fitted_as_the_same_on_white_paper(digits):
+    page = np.pad(np.kron(digits[0], np.ones((8, 8), np.uint8)), 60)
+    on_white, on_grey = (fit_digit((paper * (1 - page / 255)).round().astype(np.uint8)) for paper in (255, 190))
+    np.testing.assert_allclose(on_grey.astype(int), on_white, atol=3)
+
+
+def turned_by_its_exif(digit):
+    exif = Image.Exif()
+    exif[Base.Orientation] = 6  # to be turned clockwise by a quarter
+    return Image.fromarray(np.rot90(digit)), {"exif": exif}
+
+
+def black_ink_on_nothing(digit):
+    return Image.merge("LA", [Image.new("L", digit.shape), Image.fromarray(255 - digit)]), {}
+
+
+def of_16_bit(digit):
+    return Image.fromarray(digit * np.uint16(257)), {}
+
+
+@pytest.mark.parametrize("kind", [turned_by_its_exif, black_ink_on_nothing, of_16_bit])
+def test_a_picture_is_read_as_a_viewer_shows_it(tmp_path, digits, kind):
+    picture, options = kind(digits[0])
+    picture.save(tmp_path / "x.png", **options)
+    (source,) = find_images(tmp_path)
+    np.testing.assert_array_equal(source.read(), digits[0])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "white", "read"),
+    [
+        (bool, 1, 255),
+        (np.int8, 1, 255),
+        (np.int64, 1, 255),
+        (np.float16, 1, 255),
+        (np.uint8, 1, 1),
+        (np.int64, 200, 200),
+    ],
+)
+def test_pixels_of_an_array_are_from_0_to_1_unless_uint8_or_above_1(tmp_path, dtype, white, read):
+    np.save(tmp_path / "x.npy", np.full((1, 784), white, dtype))
+    (source,) = find_images(tmp_path / "x.npy")
+    assert (source.read() == read).all()
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,18 @@ def test_an_interrupted_scoring_is_resumed_with_the_same_table(score, project, i
     assert not list((project / ".ckpt/score").iterdir())
 
 
+def test_images_of_many_samples_are_scored_a_few_at_a_time(score, project, images, tmp_path, monkeypatch):
+    np.save(tmp_path / "images.npy", images[:25])
+    table = project / "results/scores/images.npy.csv"
+    score(tmp_path / "images.npy").succeeds()
+    whole = table.read_bytes()
+    monkeypatch.setattr("vae.serving.pyfunc.MAX_DECODED", 10 * 8)  # the model has 8 samples
+    score(tmp_path / "images.npy").succeeds()
+    assert table.read_bytes() == whole
+    monkeypatch.setattr("vae.serving.pyfunc.MAX_DECODED", 7)
+    score(tmp_path / "images.npy").fails_with("8 importance samples", "at most 7", "evaluate.importance_samples")
+
+
 TEST = "data/raw/t10k-images-idx3-ubyte.gz"
 
 

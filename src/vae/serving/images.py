@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageOps
 
 from vae.data.datasets import gunzip, parse_idx
 from vae.errors import DataError, one_line
@@ -52,10 +52,21 @@ def find_images(path: Path, *, fit: bool = False) -> list[Source]:
 def _picture(path: Path, fit: bool) -> Pixels:
     try:
         with Image.open(path) as picture:
-            grey = np.asarray(picture.convert("L"))
+            grey = np.asarray(_grey(picture))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"it can't be read ({one_line(error)})") from None
     return _sized(grey, fit)
+
+
+def _grey(picture: Image.Image) -> Image.Image:
+    """A picture in 8 bit, turned as a viewer shows it. What is transparent becomes white."""
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode == "I;16":  # Pillow cuts values off at 255
+        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if picture.has_transparency_data:
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture.convert("RGBA"))
+    return picture.convert("L")
 
 
 def _array(path: Path) -> Pixels:
@@ -71,12 +82,12 @@ def _array(path: Path) -> Pixels:
     array: npt.NDArray[Any] = content
     if array.ndim == 2 and array.shape[1] == SIDE * SIDE:
         array = array.reshape(-1, SIDE, SIDE)
-    if array.ndim != 3 or array.dtype.kind not in "uif" or not array.size:
+    if array.ndim != 3 or array.dtype.kind not in "uifb" or not array.size:
         raise DataError(f"{path} holds {array.dtype} {array.shape}, allowed are numbers (N, 784) and (N, 28, 28)")
     low, high = array.min(), array.max()
     if not 0 <= low <= high <= 255:  # false for NaN, too
         raise DataError(f"{path}: pixels are from {low:g} to {high:g}, allowed are 0 to 1 and 0 to 255")
-    scale = 255 if array.dtype.kind == "f" and high <= 1 else 1
+    scale = np.float32(255 if high <= 1 and array.dtype != np.uint8 else 1)  # not an int: int8 has no 255
     pixels: Pixels = np.rint(array * scale).astype(np.uint8)
     return pixels
 
@@ -94,10 +105,14 @@ def fit_digit(image: Pixels) -> Pixels:
     """Bring a digit, uint8 [height, width], into the form of MNIST's: uint8 [28, 28].
 
     It is scaled into a box of 20×20, its aspect ratio kept, and placed with its centre of mass at pixel 14, as MNIST's
-    are (LeCun et al. 1998). An image with a bright border is inverted first. Raises DataError for an empty one.
+    are (LeCun et al. 1998). Before that, an image with a bright border is inverted, and the border's median becomes
+    black. Raises DataError for an empty one.
     """
-    border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
-    image = 255 - image if np.median(border) > 127 else image
+    background = np.median(np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]]))
+    if background > 127:
+        image, background = 255 - image, 255 - background
+    image = (image.clip(background) - background) * 255 / (255 - background)
+    image = image.round().astype(np.uint8)
     rows, columns = (np.flatnonzero((image > INK).any(axis)) for axis in (1, 0))
     if not len(rows):
         raise DataError("there is nothing in it")
@@ -105,6 +120,8 @@ def fit_digit(image: Pixels) -> Pixels:
     scale = BOX / max(digit.size)
     size = [max(1, round(side * scale)) for side in digit.size]
     box = np.asarray(digit.resize((size[0], size[1]), Image.Resampling.LANCZOS))
+    if not box.any():  # specks far apart, too small to be seen
+        raise DataError("there is nothing in it")
     fitted = np.zeros((SIDE, SIDE), np.uint8)
     corner = []
     for axis, length in enumerate(box.shape):

@@ -1,8 +1,10 @@
 """`make ais`: check the NLL of the trained model by annealed importance sampling."""
 
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from pydantic import Field
 
 from vae.config import Params, PositiveInt, Section, checked, load_params
 from vae.data.binarization import to_float
@@ -20,7 +22,7 @@ OUTPUT = Path("results/ais.json")
 class AISParams(Section):
     """The size of the check."""
 
-    images: PositiveInt = 100
+    images: Annotated[int, Field(ge=2)] = 100  # one has no standard error
     """Test images, evenly spaced, and as many images of the model."""
     chains: PositiveInt = 4
     """Chains for each image."""

@@ -18,9 +18,10 @@ from vae.plots.image_grids import lowest_and_highest
 from vae.progress import Progress
 from vae.serving.images import Source, find_images
 from vae.serving.lookup import model_folder
+from vae.serving.pyfunc import MAX_DECODED
 from vae.workflow.command_line import RESUMED, ArgumentParser, errors_in_one_line
 
-CHUNK = 100  # images between two updates of the progress
+CHUNK = 100  # images between two updates of the progress, or fewer where the model takes fewer at a time
 SHOWN = 10  # images with the lowest and with the highest NLL
 FOLDER = Path("results/scores")
 
@@ -51,13 +52,14 @@ def score(images: Path, model: str | None, fit: bool) -> None:
 def _scores(sources: Sequence[Source], folder: Path, saved: Path) -> pd.DataFrame:
     """A row for each image: file, neg_elbo, nll, percentile, or an error. What is done is kept in the file `saved`."""
     model = tracking.mlflow.pyfunc.load_model(str(folder))
+    chunk = _chunk_size(model)
     tables = [pd.read_csv(saved)] if saved.exists() else []
     done = sum(map(len, tables))
     kept = time.monotonic()
     try:
         with Progress(show=True, desc="score", total=len(sources), initial=done, unit=" images") as bar:
-            for start in range(done, len(sources), CHUNK):
-                tables.append(_score_chunk(model, sources[start : start + CHUNK]))
+            for start in range(done, len(sources), chunk):
+                tables.append(_score_chunk(model, sources[start : start + chunk]))
                 bar.update(len(tables[-1]))
                 if time.monotonic() - kept > SECONDS_BETWEEN_CHECKPOINTS:
                     write_atomically(saved, _csv(pd.concat(tables)))
@@ -66,6 +68,18 @@ def _scores(sources: Sequence[Source], folder: Path, saved: Path) -> pd.DataFram
         if tables:
             write_atomically(saved, _csv(pd.concat(tables)))
     return pd.read_csv(saved)
+
+
+def _chunk_size(model: Any) -> int:
+    """The images of one call. Raises DataError where the model was evaluated with more samples than it scores with."""
+    params = model.metadata.get_params_schema()
+    samples: int = next(param.default for param in params if param.name == "importance_samples")
+    if samples > MAX_DECODED:
+        raise DataError(
+            f"the model was evaluated with {samples:,} importance samples, and scoring takes at most {MAX_DECODED:,}: "
+            "lower evaluate.importance_samples and say `make repro`"
+        )
+    return min(CHUNK, MAX_DECODED // samples)
 
 
 def _score_chunk(model: Any, sources: Sequence[Source]) -> pd.DataFrame:
