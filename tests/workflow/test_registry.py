@@ -5,8 +5,11 @@ import shutil
 import subprocess
 import sys
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
+from dvc.repo import Repo
+from ruamel.yaml import YAML
 
 from mlflow_server import Server
 from registry_support import HARDNESS, add_version
@@ -15,7 +18,7 @@ from vae import tracking
 from vae.files import sha256
 from vae.tracking import registry
 from vae.workflow.command_line import errors_in_one_line
-from vae.workflow.registry import main
+from vae.workflow.registry import main, uncommitted
 
 PROTOCOL = {"importance_samples": 500, "binarization": "dynamic", "split": "test", "images_sha256": "ab12" * 16}
 BETTER, WORSE = -1.0, 1.0  # nats
@@ -138,6 +141,54 @@ def test_what_is_missing_is_named_in_one_line(command, monkeypatch):
     command("promote").fails_with("http://***@127.0.0.1:9")
 
 
+@pytest.mark.parametrize(
+    ("recorded", "different"),
+    [
+        ({"train.beta": 4.0}, "train.beta: 4.0 (params.yaml: 1.0)"),
+        ({"model.hidden_dims": [512, 256]}, "model.hidden_dims: [512, 256] (params.yaml: [512, 512, 512])"),
+        ({"data.binarization": "static"}, "data.binarization: static (params.yaml: dynamic)"),
+        ({"model.a_retired_key": None}, "model.a_retired_key: None (params.yaml: missing)"),
+        ({"seed": 1, "render.dpi": 1}, "seed: 1 (params.yaml: 0): `make repro` brings"),  # dpi: another stage's
+    ],
+)
+def test_params_edited_since_the_training_are_refused_with_both_values(command, recorded, different):
+    yaml = YAML()
+    params = yaml.load(Path("params.yaml"))
+    for name, value in recorded.items():
+        section, _, key = name.rpartition(".")
+        (params[section] if section else params)[key] = value
+    keys = {"seed": params["seed"], "data.binarization": params["data"]["binarization"], "model": params["model"]}
+    stage = {"params": {"params.yaml": {**keys, "train": params["train"]}}, "outs": []}
+    yaml.dump({"stages": {"train": stage, "evaluate": stage}}, Path("dvc.lock"))
+    command("register").fails_with(f"dvc.lock records other params, {different}")
+
+
+@pytest.mark.parametrize("text", ["", "stages:\n<<<<<<< HEAD\n  train:\n=======\n  train: {}\n>>>>>>> longer\n"])
+def test_a_damaged_lock_is_refused(command, text):
+    Path("dvc.lock").write_text(text)
+    command("register").fails_with("dvc.lock is damaged, perhaps by a merge conflict: `git checkout HEAD dvc.lock`")
+
+
+def test_weights_that_only_the_project_has_would_be_lost(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    weights = "models/vae.safetensors"
+    Path("models").mkdir()
+    Path(weights).write_bytes(b"weights")
+    Path(".gitignore").write_text("models\n")
+    Path("dvc.yaml").write_text(f"stages:\n  train:\n    cmd: train\n    outs:\n      - {weights}\n")
+    subprocess.run(["git", "init", "--quiet"], check=True)
+    with Repo.init() as repo:
+        repo.scm.commit("Empty")
+        assert uncommitted([weights]) == [weights]  # no dvc.lock
+        repo.commit(force=True)
+    assert uncommitted([weights]) == []
+    shutil.rmtree(".dvc/cache")
+    assert uncommitted([weights]) == [weights]
+    with Repo() as repo:
+        repo.commit()  # as the message advises
+    assert uncommitted([weights]) == []
+
+
 FILES = ("params.yaml", "dvc.lock", "models/vae.safetensors", "metrics/test_nll.npz", "metrics/evaluate.json")
 
 
@@ -209,6 +260,8 @@ def test_what_git_and_dvc_have_lost_comes_from_the_registry_or_is_refused(regist
     registered.run("git", "checkout", "--quiet", "params.yaml", "dvc.lock", "metrics")
     registered.dvc("checkout")
     shutil.rmtree(registered / ".dvc/cache")
+    registered.make("restore", "MODEL=vae-mnist@challenger").fails_with("models/vae.safetensors, ", code=2)
+    registered.run("git", "clean", "--quiet", "-X", "--force", "models", "metrics")  # as in a new clone
     out = registered.make("restore", "MODEL=vae-mnist@challenger").succeeds().out
     assert out.count("  from the registry\n") >= len(FILES) and "from commit" not in out
     assert contents(registered) == after
@@ -220,6 +273,9 @@ def test_weights_and_metrics_that_do_not_belong_together_are_not_registered(regi
     (registered / "models/vae.safetensors").write_bytes(b"other weights")
     registered.make("register").fails_with("models/vae.safetensors is not what dvc.lock records", code=2)
     registered.dvc("checkout", "--force")
+    registered.set({"train.beta": 4.0})
+    registered.make("register").fails_with("dvc.lock records other params, train.beta: 1.0 (params.yaml: 4.0)", code=2)
+    registered.set({"train.beta": 1.0})
     client = tracking.mlflow.MlflowClient(registered.store)
     for run in client.search_runs([client.get_experiment_by_name(tracking.EXPERIMENT).experiment_id]):
         client.delete_run(run.info.run_id)

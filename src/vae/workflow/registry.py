@@ -5,20 +5,23 @@ import io
 from datetime import UTC, datetime
 from pathlib import Path
 from textwrap import shorten
+from typing import Any
 
 import dvc.api
 import numpy as np
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
+from dvc.utils.flatten import flatten
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 from sqlalchemy.exc import SQLAlchemyError
 
 from vae import tracking
 from vae.config import Params, load_params
 from vae.data.datasets import FILES
-from vae.errors import DataError, RegistryError, one_line
+from vae.errors import RegistryError, one_line
 from vae.evaluation.paired import PairedDifference, paired_difference
 from vae.files import sha256, write_atomically
 from vae.tracking import registry
@@ -69,16 +72,35 @@ def register(params: Params) -> None:
 
 
 def recorded_files() -> list[str]:
-    """params.yaml, dvc.lock, and what train and evaluate wrote. Raises DataError if dvc.lock doesn't have it so."""
+    """params.yaml, dvc.lock, and what train and evaluate wrote. Raises RegistryError if dvc.lock has it otherwise."""
+    yaml = YAML(typ="safe", pure=True)
     try:
-        stages = YAML(typ="safe", pure=True).load(Path(LOCK))["stages"]
-        outs = {out["path"]: out["md5"] for stage in ("train", "evaluate") for out in stages[stage]["outs"]}
+        recorded = yaml.load(Path(LOCK))["stages"]
+        stages = [recorded[name] for name in ("train", "evaluate")]
+        params = [stage["params"][PARAMS] for stage in stages]
+        outs = {out["path"]: out["md5"] for stage in stages for out in stage["outs"]}
     except (OSError, KeyError):
-        raise DataError(f"{LOCK} records no training and evaluation: `make repro` runs them") from None
+        raise RegistryError(f"{LOCK} records no training and evaluation: `make repro` runs them") from None
+    except (YAMLError, TypeError):  # TypeError: an empty file
+        raise RegistryError(
+            f"{LOCK} is damaged, perhaps by a merge conflict: `git checkout HEAD {LOCK}` brings back the committed "
+            "one, `make repro` completes it"
+        ) from None
+    for stage_params in params:
+        if different := differences(stage_params, yaml.load(Path(PARAMS))):
+            raise RegistryError(f"{LOCK} records other params, {different}: `make repro` brings them together")
     for path, md5 in outs.items():
         if not Path(path).exists() or hashlib.md5(Path(path).read_bytes()).hexdigest() != md5:
-            raise DataError(f"{path} is not what {LOCK} records: `make repro` brings them together")
+            raise RegistryError(f"{path} is not what {LOCK} records: `make repro` brings them together")
     return [PARAMS, LOCK, *outs]
+
+
+def differences(recorded: dict[str, Any], params: dict[str, Any]) -> str:
+    """`train.beta: 1.0 (params.yaml: 4.0), …`: the values that differ. Sections are recorded whole or by dotted key."""
+    then, now = flatten(recorded), flatten(params)
+    now = {name: value for name, value in now.items() if {name, name.split(".")[0]} & recorded.keys()}
+    pairs = {name: (then.get(name, "missing"), now.get(name, "missing")) for name in then | now}
+    return ", ".join(f"{name}: {one} ({PARAMS}: {other})" for name, (one, other) in pairs.items() if one != other)
 
 
 def promote(params: Params, reason: str | None) -> None:
@@ -233,9 +255,11 @@ def uncommitted(paths: list[str]) -> list[str]:
     if not git("rev-parse", "HEAD"):
         raise RegistryError("here is no Git repository with a commit, which would keep what is overwritten")
     with Repo() as repo:
-        modified = repo.data_status()["uncommitted"].get("modified", [])
-    modified += [line.split()[-1] for line in git("status", "--porcelain", "--", *paths).splitlines()] if paths else []
-    return [path for path in paths if path in modified and Path(path).exists()]
+        status = repo.data_status()
+    changed = status["uncommitted"]
+    lost = [*status["not_in_cache"], *changed.get("modified", []), *changed.get("added", [])]
+    lost += [line.split()[-1] for line in git("status", "--porcelain", "--", *paths).splitlines()] if paths else []
+    return [path for path in paths if path in lost and Path(path).exists()]
 
 
 def named(version: ModelVersion) -> str:
