@@ -32,5 +32,5 @@ def test_a_search_with_flags_leaves_the_committed_results_alone(project):
     assert {path.name for path in folder.iterdir()} >= {"trials.csv", "best_params.yaml", "slice.png"}
     assert project.run("git", "status", "--porcelain") == ""
     adopted = project.run(sys.executable, "-m", "vae.search.adopt", f"results/search/{folder.name}")
-    assert f"Study {folder.name}: 2 trials" in adopted
+    assert "Trial " in adopted and f"study {folder.name}" in adopted
     load_params(project / "params.yaml")
