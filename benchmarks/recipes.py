@@ -97,15 +97,13 @@ LARGE: Values = {
 BURDA = "Burda et al. 2016, table 1: {}, 784-200-200-50, 3,280 epochs"
 TOMCZAK = "Tomczak & Welling 2018, table {}, ≤ 2,000 epochs"
 KINGMA = "Kingma et al. 2016, table 1: VAE, convolutional ResNet, diagonal posterior, standard prior"
+IWAE_K50 = IWAE_PAPER | importance_weighted(50)
 STANDARD = MLP | {"model.prior": "standard"}
 
 RECIPES = (
     Recipe("iwae-paper-vae", BURDA.format("VAE"), 86.76, 5000, IWAE_PAPER, seeds=3),
     Recipe("iwae-paper-k5", BURDA.format("IWAE, k = 5"), 85.54, 5000, IWAE_PAPER | importance_weighted(5)),
-    Recipe(
-        *("iwae-paper-k50", BURDA.format("IWAE, k = 50"), 84.78, 5000, IWAE_PAPER | importance_weighted(50)),
-        optional=True,
-    ),
+    Recipe("iwae-paper-k50", BURDA.format("IWAE, k = 50"), 84.78, 5000, IWAE_K50, optional=True),
     Recipe("mlp-standard", TOMCZAK.format("1: VAE, gated MLP, standard prior"), 84.50, 5000, STANDARD),
     Recipe("mlp", TOMCZAK.format("1: VAE, gated MLP, VampPrior"), 82.38, 5000, MLP, seeds=3),
     Recipe("conv", KINGMA, 81.08, 128, CONV),

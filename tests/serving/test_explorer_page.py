@@ -268,7 +268,7 @@ FOREIGN = {
     "html": (lambda path: path.write_text("<!doctype html><p>hello</p>"), "not a complete explorer page"),
     "header": (lambda path: path.write_bytes(b"\xff" * 64), "damaged, or neither"),
     "no model": (lambda path: path.write_bytes(save({"a": torch.zeros(2)})), "not a model of this project"),
-    "a prior of one's own": (unknown_prior, "no prior “mine”"),
+    "a custom prior": (unknown_prior, "no prior “mine”"),
     "other shapes": (other_shapes, "doesn't match its own configuration"),
 }
 
