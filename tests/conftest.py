@@ -13,13 +13,15 @@ from support import ENVIRONMENT, PARTS, ROOT, TINY, Outcome, Project
 
 @pytest.fixture(autouse=True)
 def process_as_before():
-    """Restores environment variables, to which MLflow adds its store, and the handler of SIGTERM, set by commands."""
+    """Restores environment variables, to which MLflow adds its store, and signal handlers, which commands set."""
     os.environ.pop("MLFLOW_TRACKING_URI", None)  # of a fixture that tests share
-    environment, on_termination = dict(os.environ), signal.getsignal(signal.SIGTERM)
+    environment = dict(os.environ)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     os.environ.clear()
     os.environ.update(environment)
-    signal.signal(signal.SIGTERM, on_termination)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,6 +4,7 @@ import io
 import os
 import shutil
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -93,6 +94,16 @@ def test_an_interruption_has_its_exit_code(called, number, code, line):
 
     outcome = called(interrupted)
     assert (outcome.code, outcome.err) == (code, line)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_of_pythons_own_cleanup_shows_no_traceback(number):
+    program = (
+        "import atexit, signal\nfrom vae.workflow.command_line import errors_in_one_line\n"
+        f"atexit.register(signal.raise_signal, {int(number)})\nwith errors_in_one_line('again'):\n    pass"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (-number, "", "")
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])

@@ -67,6 +67,10 @@ def errors_in_one_line(interrupted: str) -> Iterator[None]:
     except KeyboardInterrupt as interruption:
         print(f"interrupted: {interruption if interruption.args else interrupted}", file=sys.stderr)
         sys.exit(130)
+    finally:
+        # Python is about to end: a signal then ends it at once, where a handler would raise in some module's cleanup.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _message(error: BaseException) -> str | None:
