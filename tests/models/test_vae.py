@@ -56,6 +56,36 @@ def test_a_second_layer_has_latents_at_each_position_of_the_feature_maps():
     assert VAE(**MODELS["conv ladder"]).noise_dim == 3 + 2 * 7 * 7
 
 
+@pytest.mark.parametrize("image_shape", [(3, 32, 48), (1, 8, 8), (3, 9, 14), (1, 1, 5)])
+@pytest.mark.parametrize("network", ["mlp", "conv", "conv ladder"])
+def test_images_of_any_shape(image_shape, network, tmp_path):
+    params = MODELS[network] | (
+        {"hidden_dims": [4, 6, 5], "lower_latent_dims": (2, 2, 2)} if "ladder" in network else {}
+    )
+    model = VAE(image_shape=image_shape, **params).eval()
+    x = torch.rand(2, *image_shape)
+    terms = model(x, torch.randn(2, 3, model.noise_dim))
+    assert terms.nll.shape == (2, 3) and terms.log_weights.isfinite().all()
+    assert model.sample(2).shape == model.reconstruct(x).shape == (2, math.prod(image_shape))
+    model.save(tmp_path / "vae.safetensors")
+    assert torch.equal(VAE.load(tmp_path / "vae.safetensors").encode(x).mu, model.encode(x).mu)
+
+
+@pytest.mark.parametrize("corner", [0, -1])
+def test_a_convolutional_decoder_keeps_places_where_sides_are_not_divisible_by_four(corner):
+    """41×63 is 11×16 after two layers; what is changed in a corner there changes that corner of the image."""
+    decoder = VAE(image_shape=(2, 41, 63), **CONV | {"hidden_dims": [4, 4]}).decoder
+    decoder.stem = torch.nn.Identity()
+    h = torch.zeros(2, 11, 16, 4)
+    h[1, corner, corner] = 1
+    before, after = decoder(h.flatten(1)).view(2, 2, 41, 63)
+    rows, columns = (before != after).any(0).nonzero(as_tuple=True)
+    near = 4 * (1 + 1 + 2 + 1) + 2 * 3  # the reach of the convolutions at 11×16 and at 21×32, in pixels
+    for places, side in ((rows, 41), (columns, 63)):
+        assert (0 if corner == 0 else side - 1) in places
+        assert (places < near if corner == 0 else places >= side - near).all()
+
+
 def test_latents_are_decoded_independently_of_each_other(model):
     z = torch.randn(2, 3, 3)
     alone = torch.stack([model.decode(each[None])[0] for each in z.flatten(0, 1)]).view(2, 3, 784)
@@ -237,7 +267,9 @@ def test_hostile_metadata_is_refused_in_one_line(metadata, tmp_path):
         ({"laten_dim": 3}, "did you mean 'latent_dim'"),
         ({"prior": "mog"}, "^prior is 'mog', allowed is 'standard', 'gaussian_mixture', 'vampprior' or 'realnvp'$"),
         ({"dense_dims": [8]}, "^dense_dims requires architecture 'conv', not 'mlp': use hidden_dims$"),
-        ({"architecture": "conv", "input_dim": 100, "hidden_dims": [4]}, "side divisible by 4"),
+        ({"image_shape": (28, 28)}, r"^image_shape is \(28, 28\), allowed is \(channels, height, width\)$"),
+        ({"image_shape": (3, 0, 8)}, r"image_shape is \(3, 0, 8\)"),
+        ({"image_shape": (3, 4, 4), "input_dim": 16}, "with 16 values in all, as input_dim says"),
     ],
 )
 def test_a_wrong_argument_is_named(arguments, message):

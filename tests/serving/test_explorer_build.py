@@ -69,6 +69,6 @@ def test_what_has_no_page_is_refused(tmp_path):
     with pytest.raises(DataError, match="no images"):
         save_explorer(model, DataLoader(TensorDataset(images[:0], torch.zeros(0).long())), path)
     small = VAE(input_dim=64, hidden_dims=(4,), latent_dim=2)
-    with pytest.raises(ConfigError, match="28 × 28 pixels, not of 64"):
+    with pytest.raises(ConfigError, match="28 × 28 pixels, not "):
         save_explorer(small, DataLoader(TensorDataset(torch.rand(8, 64), torch.zeros(8).long())), path)
     assert not path.exists()

@@ -85,7 +85,7 @@ def model_of(kind):
 
 def in_node(model, folder, **given):
     """What the page's code computes of these inputs."""
-    config = json.dumps({"input_dim": 784, **model.params.model_dump(mode="json")})
+    config = json.dumps({"image_shape": (1, 28, 28), **model.params.model_dump(mode="json")})
     weights = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}
     (folder / "model.safetensors").write_bytes(save(weights, metadata={"vae": config}))
     (folder / "program.mjs").write_text(PROGRAM.replace("FOLDER", FOLDER.as_uri()))

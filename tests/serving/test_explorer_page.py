@@ -252,13 +252,13 @@ def test_a_model_with_a_prior_of_ones_own_has_a_page_that_says_that_it_cannot_co
 
 def unknown_prior(path):
     content = {"prior.x": torch.zeros(2)}
-    config = {"input_dim": 784, **ModelParams(hidden_dims=(4,), prior="standard").model_dump(mode="json")}
+    config = {"image_shape": (1, 28, 28), **ModelParams(hidden_dims=(4,), prior="standard").model_dump(mode="json")}
     weights = VAE(hidden_dims=(4,), prior="standard").state_dict()
     path.write_bytes(save(content | weights, {"vae": json.dumps(config | {"prior": "mine"})}))
 
 
 def other_shapes(path):
-    config = {"input_dim": 784, **ModelParams(hidden_dims=(4,), prior="standard").model_dump(mode="json")}
+    config = {"image_shape": (1, 28, 28), **ModelParams(hidden_dims=(4,), prior="standard").model_dump(mode="json")}
     path.write_bytes(save(VAE(hidden_dims=(5,), prior="standard").state_dict(), {"vae": json.dumps(config)}))
 
 

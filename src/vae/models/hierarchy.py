@@ -7,6 +7,7 @@ convolutions there are latents at each position of the feature maps.
 Shapes: B images, K samples of each, M latents of a layer, counted over all positions.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from vae.config import ModelParams
 from vae.models.distributions import gaussian_kl_between, normal_log_density
-from vae.models.networks import ACTIVATIONS, ConvBlock, Dense, convolution, feature_sides
+from vae.models.networks import ACTIVATIONS, ConvBlock, Dense, ImageShape, convolution, feature_sizes
 
 
 class LayerSamples(NamedTuple):
@@ -52,9 +53,9 @@ class TopDown:
 
 
 class StochasticLayer(nn.Module):
-    """From the features of the decoder's layer `index`, [B, W] or with `conv` [B, C, S, S], to those with y added."""
+    """From the features of the decoder's layer `index`, [B, W] or with `conv` [B, C, H, W], to those with y added."""
 
-    def __init__(self, index: int, input_dim: int, params: ModelParams) -> None:
+    def __init__(self, index: int, image_shape: ImageShape, params: ModelParams) -> None:
         super().__init__()
         self.index = index
         width, latents = params.hidden_dims[-1 - index], params.lower_latent_dims[index]
@@ -74,8 +75,8 @@ class StochasticLayer(nn.Module):
             activation(), connection(2 * width, width), block, activation(), connection(width, 2 * latents)
         )
         self.inject = connection(latents, width)
-        side = feature_sides(input_dim, len(params.hidden_dims))[1][-1 - index] if conv else 1
-        self.noise_dim = latents * side**2
+        size = feature_sizes(image_shape, len(params.hidden_dims))[-1 - index] if conv else (1, 1)
+        self.noise_dim = latents * math.prod(size)
 
     def forward(self, h: Tensor, top_down: TopDown | None = None) -> Tensor:
         """The decoder's features [B·K, *F] -> the same with y added; without `top_down`, y is the mean of p(y|·)."""

@@ -3,7 +3,8 @@
 A new architecture is an encoder and a decoder here, with a name in `ENCODERS`, `DECODERS` and
 `config.ARCHITECTURE_NAMES`.
 
-Shapes: B images, D = 784 pixels in [0, 1], L latent dimensions, F features: a width [W], or feature maps [C, S, S].
+Shapes: B images of (C, H, W), D = C·H·W values in [0, 1], L latent dimensions, F features: a width [W], or feature maps
+[channels, height, width].
 """
 
 import math
@@ -15,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from vae.config import Activation, Initialization, ModelParams
-from vae.errors import ConfigError
 
 FeatureMap = Callable[[Tensor], Tensor]
+ImageShape = tuple[int, int, int]  # channels, height, width
 
 ACTIVATIONS: dict[Activation, type[nn.Module]] = {
     "silu": nn.SiLU,
@@ -122,9 +123,9 @@ class Decoder(nn.Module):
 class MLPEncoder(Encoder):
     """Fully connected layers of the widths `hidden_dims`."""
 
-    def __init__(self, input_dim: int, params: ModelParams) -> None:
+    def __init__(self, image_shape: ImageShape, params: ModelParams) -> None:
         super().__init__()
-        widths = [input_dim, *params.hidden_dims]
+        widths = [math.prod(image_shape), *params.hidden_dims]
         self.hidden = dense_stack(widths, params.activation, params.residual)
         self.head = nn.Linear(widths[-1], 2 * params.latent_dim)
 
@@ -136,13 +137,13 @@ class MLPDecoder(Decoder):
     "Avoiding latent variable collapse with generative skip models").
     """
 
-    def __init__(self, input_dim: int, params: ModelParams) -> None:
+    def __init__(self, image_shape: ImageShape, params: ModelParams) -> None:
         super().__init__()
         widths = [params.latent_dim, *reversed(params.hidden_dims)]
         self.skip = params.decoder_skip
         n_skip = params.latent_dim if self.skip else 0
         self.hidden = dense_stack(widths, params.activation, params.residual, n_skip)
-        self.head = nn.Linear(widths[-1] + n_skip, input_dim)
+        self.head = nn.Linear(widths[-1] + n_skip, math.prod(image_shape))
 
     @property
     def output_bias(self) -> nn.Parameter:  # type: ignore[override]
@@ -161,7 +162,7 @@ class MLPDecoder(Decoder):
 
 
 def convolution(n_in: int, n_out: int, stride: int = 1, bias: bool = True) -> nn.Conv2d:
-    """A 3×3 convolution: [B, n_in, H, W] -> [B, n_out, H / stride, W / stride]."""
+    """A 3×3 convolution: [B, n_in, H, W] -> [B, n_out, ⌈H / stride⌉, ⌈W / stride⌉]."""
     return nn.Conv2d(n_in, n_out, 3, stride, padding=1, bias=bias)
 
 
@@ -185,21 +186,21 @@ class ConvBlock(nn.Module):
 
 
 class ConvEncoder(Encoder):
-    """28×28 halved to 14×14 and 7×7 by the first two of `hidden_dims`; any further ones stay at 7×7.
+    """Height and width are halved by the first two of `hidden_dims`, MNIST's 28 to 14 and 7; any further ones keep 7.
 
-    Then the fully connected layers of `dense_dims`. Features are [B, C, S, S] with a side S of 14 or 7.
+    Then the fully connected layers of `dense_dims`. Features are [B, channels, height, width].
     """
 
-    def __init__(self, input_dim: int, params: ModelParams) -> None:
+    def __init__(self, image_shape: ImageShape, params: ModelParams) -> None:
         super().__init__()
-        self.side, sides = feature_sides(input_dim, len(params.hidden_dims))
+        self.image_shape, sizes = image_shape, feature_sizes(image_shape, len(params.hidden_dims))
         layers: list[nn.Module] = []
-        channels = [1, *params.hidden_dims]
-        for (n_in, n_out), (side_in, side_out) in zip(pairwise(channels), pairwise(sides), strict=True):
-            down = convolution(n_in, n_out, stride=side_in // side_out)
+        channels = [image_shape[0], *params.hidden_dims]
+        for index, (n_in, n_out) in enumerate(pairwise(channels)):
+            down = convolution(n_in, n_out, stride=scale(index))
             layers.append(nn.Sequential(down, ConvBlock(n_out, params.activation, params.residual)))
         self.hidden = nn.Sequential(*layers)
-        widths = [channels[-1] * sides[-1] ** 2, *params.dense_dims]
+        widths = [channels[-1] * math.prod(sizes[-1]), *params.dense_dims]
         self.head = nn.Sequential(
             ACTIVATIONS[params.activation](),
             nn.Flatten(),
@@ -208,59 +209,65 @@ class ConvEncoder(Encoder):
         )
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """[B, D] -> [B, C, S, S] for each layer."""
+        """[B, D] -> [B, channels, height, width] for each layer."""
         # Channels-last memory format: faster convolutions on CPUs and GPUs.
-        images = x.view(-1, 1, self.side, self.side).contiguous(memory_format=torch.channels_last)
-        return super().features(images)
+        return super().features(x.view(-1, *self.image_shape).contiguous(memory_format=torch.channels_last))
 
     def posterior(self, features: Tensor) -> Tensor:
-        """[B, C, 7, 7] -> mean and log-variance side by side, [B, 2L]."""
+        """[B, channels, height, width] -> mean and log-variance side by side, [B, 2L]."""
         mu, logvar = super().posterior(features).chunk(2, -1)
         return torch.cat([mu, logvar + INITIAL_LOGVAR], -1)
 
 
 class ConvDecoder(Decoder):
-    """The encoder mirrored: fully connected layers, then 7×7 up to 28×28 by sub-pixel convolutions.
+    """The encoder mirrored: fully connected layers, then MNIST's 7×7 up to 28×28 by sub-pixel convolutions.
 
-    These give four times the channels, which make up 2×2 pixels each (Shi et al. 2016).
+    These give four times the channels, which make up 2×2 pixels each (Shi et al. 2016). Where that is a row or column
+    more than the encoder had at this place, the last one is cut off.
     """
 
-    def __init__(self, input_dim: int, params: ModelParams) -> None:
+    def __init__(self, image_shape: ImageShape, params: ModelParams) -> None:
         super().__init__()
-        _, sides = feature_sides(input_dim, len(params.hidden_dims))
-        channels = [*reversed(params.hidden_dims), 1]
-        sides.reverse()
-        self.shape = (sides[0], sides[0], channels[0])
+        self.sizes = feature_sizes(image_shape, len(params.hidden_dims))[::-1]
+        channels = [*reversed(params.hidden_dims), image_shape[0]]
+        self.shape = (*self.sizes[0], channels[0])
         widths = [params.latent_dim, *reversed(params.dense_dims)]
         self.stem = nn.Sequential(
             *dense_stack(widths, params.activation, params.residual), nn.Linear(widths[-1], math.prod(self.shape))
         )
         layers: list[nn.Module] = []
-        for (n_in, n_out), (side_in, side_out) in zip(pairwise(channels), pairwise(sides), strict=True):
-            scale = side_out // side_in
+        for index, (n_in, n_out) in enumerate(pairwise(channels)):
             layers.append(ConvBlock(n_in, params.activation, params.residual))
-            up = convolution(n_in, n_out * scale**2, bias=n_out > 1)
-            shuffle = nn.PixelShuffle(scale) if scale > 1 else nn.Identity()
+            factor, is_last = scale(len(channels) - 2 - index), index == len(channels) - 2
+            up = convolution(n_in, n_out * factor**2, bias=not is_last)
+            shuffle = nn.PixelShuffle(factor) if factor > 1 else nn.Identity()
             layers.append(nn.Sequential(ACTIVATIONS[params.activation](), up, shuffle))
         self.hidden = nn.Sequential(*layers)
-        self.output_bias = nn.Parameter(torch.zeros(input_dim))
+        self.output_bias = nn.Parameter(torch.zeros(math.prod(image_shape)))
 
     def forward(self, z: Tensor, stochastic: Sequence[FeatureMap] = ()) -> Tensor:
-        """[B, L] -> [B, D]; `stochastic` functions take and return [B, C, S, S], with a side S of 7 or 14."""
+        """[B, L] -> [B, D]; `stochastic` functions take and return [B, channels, height, width]."""
         h = self.stem(z).view(-1, *self.shape).permute(0, 3, 1, 2)
-        for block, up, function in zip_longest(self.hidden[::2], self.hidden[1::2], stochastic):
+        layers = zip_longest(self.hidden[::2], self.hidden[1::2], self.sizes[1:], stochastic)
+        for block, up, (height, width), function in layers:
             h = block(h)
-            h = up(function(h) if function else h)
+            h = up(function(h) if function else h)[..., :height, :width]
         out: Tensor = h.flatten(1)
         return out + self.output_bias
 
 
-def feature_sides(input_dim: int, depth: int) -> tuple[int, list[int]]:
-    """The image's side, and the sides of the feature maps after 0, 1, … `depth` layers."""
-    side = round(input_dim**0.5)
-    if side * side != input_dim or side % 4:
-        raise ConfigError(f"architecture 'conv' takes square images with a side divisible by 4, not {input_dim} pixels")
-    return side, [side, side // 2, *[side // 4] * (depth - 1)][: depth + 1]
+def scale(index: int) -> int:
+    """By how much the encoder's layer `index` reduces height and width."""
+    return 2 if index < 2 else 1
+
+
+def feature_sizes(image_shape: ImageShape, depth: int) -> list[tuple[int, int]]:
+    """Height and width of the image, and of the feature maps after 1, 2, … `depth` layers."""
+    sizes = [image_shape[1:]]
+    for index in range(depth):
+        height, width = sizes[-1]
+        sizes.append((-(-height // scale(index)), -(-width // scale(index))))
+    return sizes
 
 
 ENCODERS: dict[str, type[Encoder]] = {"mlp": MLPEncoder, "conv": ConvEncoder}

@@ -1,7 +1,7 @@
 """The VAE: an encoder, a decoder, a prior and a likelihood, and optionally further stochastic layers.
 
-Shapes: B images, D = 784 pixels in [0, 1], L latent dimensions, K posterior samples of each image, N standard normal
-numbers that sampling all latents takes (`noise_dim`).
+Shapes: B images of D = C·H·W values in [0, 1], L latent dimensions, K posterior samples of each image, N standard
+normal numbers that sampling all latents takes (`noise_dim`).
 """
 
 import json
@@ -24,7 +24,7 @@ from vae.files import write_atomically
 from vae.models.distributions import normal_log_density
 from vae.models.hierarchy import LayerSamples, StochasticLayer, TopDown
 from vae.models.likelihoods import LIKELIHOODS
-from vae.models.networks import DECODERS, ENCODERS, Posterior, initialize
+from vae.models.networks import DECODERS, ENCODERS, ImageShape, Posterior, initialize
 from vae.models.priors import PRIORS
 
 DEFAULTS = ModelParams()
@@ -55,8 +55,9 @@ class PosteriorSamples(NamedTuple):
 class VAE(nn.Module):
     """A variational autoencoder with a Gaussian posterior (Kingma & Welling 2014), put together from named parts.
 
-    Keyword arguments beyond `input_dim` are the fields of `ModelParams`, with its defaults. Raises ConfigError for an
-    unknown or invalid one.
+    `image_shape` is (channels, height, width). It may be left out for square grey images, of which `input_dim`, the
+    number of pixels, says enough. Other keyword arguments are the fields of `ModelParams`, with its defaults. Raises
+    ConfigError for an unknown or invalid one.
 
     A subclass may override `encode`, `decode`, `kl` or `forward`: training, evaluation and sampling call these.
     """
@@ -64,29 +65,34 @@ class VAE(nn.Module):
     @takes_fields_of(ModelParams)
     def __init__(
         self,
-        input_dim: int = 784,
+        input_dim: int | None = None,
         hidden_dims: Sequence[int] = DEFAULTS.hidden_dims,
         latent_dim: int = DEFAULTS.latent_dim,
+        *,
+        image_shape: Sequence[int] | None = None,
         **params: Any,
     ) -> None:
         super().__init__()
         self.params = checked(ModelParams, {"hidden_dims": hidden_dims, "latent_dim": latent_dim, **params})
-        self.input_dim = input_dim
-        self.encoder = ENCODERS[self.params.architecture](input_dim, self.params)
-        self.decoder = DECODERS[self.params.architecture](input_dim, self.params)
+        self.image_shape = _image_shape(input_dim, image_shape)
+        self.input_dim = math.prod(self.image_shape)
+        self.encoder = ENCODERS[self.params.architecture](self.image_shape, self.params)
+        self.decoder = DECODERS[self.params.architecture](self.image_shape, self.params)
         layers = range(len(self.params.lower_latent_dims))
-        self.hierarchy = nn.ModuleList(StochasticLayer(index, input_dim, self.params) for index in layers)
+        self.hierarchy = nn.ModuleList(StochasticLayer(index, self.image_shape, self.params) for index in layers)
         if self.params.initialization != "default":
             initialize(self, self.params.initialization)  # not the prior, which begins as N(0, I) or from the data
-        self.prior = PRIORS[self.params.prior](input_dim, self.params, self.encode)
+        self.prior = PRIORS[self.params.prior](self.input_dim, self.params, self.encode)
         self.likelihood = LIKELIHOODS[self.params.likelihood]()
 
     @classmethod
-    def from_params(cls, params: ModelParams, seed: int, input_dim: int = 784) -> Self:
+    def from_params(
+        cls, params: ModelParams, seed: int, input_dim: int | None = None, *, image_shape: Sequence[int] | None = None
+    ) -> Self:
         """A new model with weights initialized from `seed`; the global random state is left unchanged."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return cls(input_dim=input_dim, **params.model_dump())
+            return cls(input_dim, image_shape=image_shape, **params.model_dump())
 
     @property
     def noise_dim(self) -> int:
@@ -110,7 +116,7 @@ class VAE(nn.Module):
         return f"{network}, prior={self.params.prior}, {parameters:,} parameters"
 
     def encode(self, x: Tensor | npt.NDArray[Any]) -> Posterior:
-        """Pixels [B, D] or [B, 1, 28, 28] -> q(z|x); unpacks as mean and log-variance, [B, L] each.
+        """Pixels [B, D] or [B, C, H, W] -> q(z|x); unpacks as mean and log-variance, [B, L] each.
 
         Pixels are floats in [0, 1] or uint8, in a tensor or a NumPy array. Raises DataError where an image does not
         have D pixels.
@@ -234,7 +240,7 @@ class VAE(nn.Module):
 
     def save(self, path: Path | str) -> None:
         """Write weights and configuration as safetensors: no pickle, and the same bytes for the same weights."""
-        config = {"input_dim": self.input_dim, **self.params.model_dump(mode="json")}
+        config = {"image_shape": self.image_shape, **self.params.model_dump(mode="json")}
         tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
         write_atomically(path, save(tensors, metadata={"vae": json.dumps(config)}))
 
@@ -259,6 +265,19 @@ class VAE(nn.Module):
         except (ConfigError, TypeError, ValueError, RuntimeError) as error:
             raise WeightsError(f"{path} doesn't match its own configuration: {' '.join(str(error).split())}") from None
         return model.to(device).eval()
+
+
+def _image_shape(input_dim: int | None, image_shape: Sequence[int] | None) -> ImageShape:
+    if image_shape is None:
+        side = math.isqrt(784 if input_dim is None else input_dim)
+        image_shape = (1, side, side) if input_dim in (None, side * side) else (1, 1, input_dim)
+    if len(image_shape) != 3 or min(image_shape) < 1 or input_dim not in (None, math.prod(image_shape)):
+        raise ConfigError(
+            f"image_shape is {tuple(image_shape)}, allowed is (channels, height, width)"
+            + (f" with {input_dim} values in all, as input_dim says" if input_dim else "")
+        )
+    channels, height, width = image_shape
+    return channels, height, width
 
 
 def slerp(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:

@@ -51,8 +51,8 @@ def explorer_page(
     architecture or prior of your own it says that it can't compute it. Raises ConfigError where the images are not of
     28 × 28 pixels.
     """
-    if model.input_dim != 784:
-        raise ConfigError(f"the explorer shows images of 28 × 28 pixels, not of {model.input_dim} in all")
+    if model.image_shape != (1, 28, 28):
+        raise ConfigError(f"the explorer shows grey images of 28 × 28 pixels, not {model.image_shape}")
     values = {} if params is None else params.flat()
     shown = {name: value for name, value in values.items() if name.startswith(("seed", "train."))}
     facts = json.dumps({"metrics": metrics, "params": shown}).encode()
@@ -61,7 +61,7 @@ def explorer_page(
         arrays["embedding"] = torch.from_numpy(embedding).float()
     weights = {name: tensor.detach().cpu().half() for name, tensor in model.state_dict().items()}
     contents = weights | {f"explorer.{name}": array.contiguous() for name, array in arrays.items()}
-    config = {"input_dim": model.input_dim, **model.params.model_dump(mode="json")}
+    config = {"image_shape": model.image_shape, **model.params.model_dump(mode="json")}
     payload = save(contents, metadata={"vae": json.dumps(config)})  # of several entries, the order would be random
     parts = {
         "style": (FOLDER / "style.css").read_text(encoding="utf-8"),

@@ -9,7 +9,8 @@ export class VAE {
   /** From what `readTensors` returns. Throws a FileError where that is no model, or one that this page can't compute. */
   constructor({ tensors, metadata }) {
     try {
-      this.config = JSON.parse(metadata.vae);
+      const { input_dim: _, ...config } = JSON.parse(metadata.vae); // of earlier versions, for 28 × 28 pixels
+      this.config = { image_shape: [1, 28, 28], ...config };
     } catch {
       throw new FileError("The file is not a model of this project: its configuration is missing or damaged.");
     }
@@ -21,7 +22,9 @@ export class VAE {
       return found.data;
     };
     const { config } = this;
-    if (config.input_dim !== 784) throw new FileError("This page shows images of 28 × 28 pixels only.");
+    if (`${config.image_shape}` !== "1,28,28") {
+      throw new FileError("This page shows grey images of 28 × 28 pixels only.");
+    }
     if (config.likelihood !== "bernoulli") {
       throw new FileError(`This page can't compute the model: it has no likelihood “${config.likelihood}”.`);
     }

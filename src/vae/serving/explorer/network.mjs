@@ -176,9 +176,11 @@ const pixelShuffle = (channels, side) => (x) => {
   return out;
 };
 
+/** The number of values in an image. */
+export const inputDim = ({ image_shape: [channels, height, width] }) => channels * height * width;
+
 /** The sides of the feature maps after 0, 1, … layers. */
-function featureSides({ input_dim, hidden_dims }) {
-  const side = Math.sqrt(input_dim);
+function featureSides({ image_shape: [, side], hidden_dims }) {
   return [side, side / 2, ...hidden_dims.map(() => side / 4)].slice(0, hidden_dims.length + 1);
 }
 
@@ -186,7 +188,7 @@ function featureSides({ input_dim, hidden_dims }) {
 // posterior's mean and log-variance side by side.
 
 function mlpEncoder(tensor, config) {
-  const widths = [config.input_dim, ...config.hidden_dims];
+  const widths = [inputDim(config), ...config.hidden_dims];
   return {
     layers: denseStack(tensor, "encoder.hidden", widths, config),
     posterior: linear(tensor, "encoder.head", widths.at(-1), 2 * config.latent_dim),
@@ -225,7 +227,7 @@ function mlpDecoder(tensor, config) {
   const layers = widths
     .slice(1)
     .map((width, i) => dense(tensor, `decoder.hidden.${i}`, widths[i], width, config, i ? nSkip : 0));
-  const head = linear(tensor, "decoder.head", widths.at(-1) + nSkip, config.input_dim);
+  const head = linear(tensor, "decoder.head", widths.at(-1) + nSkip, inputDim(config));
   return (z, images, stochastic) => {
     const h = layers.reduce((h, layer, i) => stochastic(i, layer(h, images, z)), z);
     return head(nSkip ? beside(h, z, images) : h, images);
@@ -250,7 +252,7 @@ function convDecoder(tensor, config) {
     );
     return { block, up };
   });
-  const bias = tensor("decoder.output_bias", [config.input_dim]);
+  const bias = tensor("decoder.output_bias", [inputDim(config)]);
   return (z, images, stochastic) => {
     const h = layers.reduce((h, { block, up }, i) => up(stochastic(i, block(h))), stem(z, images));
     return h.map((v, i) => v + bias[i % bias.length]);

@@ -1,7 +1,7 @@
 // Priors p(z), as src/vae/models/priors.py defines them: log-densities in nats, and samples.
 
 import { FileError } from "./weights.mjs";
-import { halves, linear, sigmoid } from "./network.mjs";
+import { halves, inputDim, linear, sigmoid } from "./network.mjs";
 import { normals } from "./random.mjs";
 
 export const LOG_2PI = Math.log(2 * Math.PI);
@@ -59,7 +59,7 @@ function gaussianMixture(tensor, config) {
 
 function vampPrior(tensor, config, encode) {
   const C = config.prior_components;
-  const pseudoImages = tensor("prior.pseudo_images", [C, config.input_dim]).map((v) => Math.min(Math.max(v, 0), 1));
+  const pseudoImages = tensor("prior.pseudo_images", [C, inputDim(config)]).map((v) => Math.min(Math.max(v, 0), 1));
   const logWeight = new Float64Array(C).fill(-Math.log(C));
   let parts; // encoding all pseudo-images takes a while: only when the prior is first needed
   return mixture(config, () => (parts ??= { ...encode(pseudoImages, C), logWeight }));
