@@ -213,3 +213,19 @@ def test_gradients_are_those_by_hand_and_reach_every_weight(name, objective):
     for weight, ours, theirs in zip(names, found, right, strict=True):
         assert theirs.norm() > 0, weight
         assert (ours - theirs).norm() < 1e-3 * theirs.norm() + 1e-6, weight
+
+
+@torch.no_grad()
+@EVERY
+def test_the_kl_of_each_layer_is_that_by_monte_carlo(name):
+    model = model_named(name, scale=0.1)
+    x = images_for(model, 4).round()
+    result = evaluate(model, (x * 255).byte(), torch.arange(4), EvaluateParams(importance_samples=3000))
+    _, _, kl = terms_by_hand(model, x, normals(4, 3000, model.noise_dim, seed=1))
+    columns = ["kl_top", *(f"kl_lower_{number}" for number in range(1, kl.shape[-1]))]
+    found = torch.tensor(result.images[columns].to_numpy()).float()
+    error = kl.std(1) * math.sqrt(2 / 3000)  # of both: each is a mean over its own samples
+    assert ((found - kl.mean(1)).abs() < 4.5 * error + 1e-4).all()
+    assert result.images[columns].sum(axis=1).to_numpy() == pytest.approx(result.images["kl"].to_numpy(), rel=1e-5)
+    metrics = result.metrics()
+    assert [metrics[column] for column in columns] == pytest.approx(found.mean(0).tolist(), rel=1e-5)

@@ -35,7 +35,7 @@ COLLAPSED_KL = 0.1  # nats per image; the class of a digit takes 2.3
 SECONDS_BETWEEN_CHECKPOINTS = 15.0
 
 Floats = npt.NDArray[np.float32]
-Part = tuple[Tensor, Tensor, Tensor]  # of a batch: COLUMNS [B, 7], posterior means and log-variances [B, L]
+Part = tuple[Tensor, Tensor, Tensor]  # of a batch: columns [B, columns], posterior means and log-variances [B, L]
 # Of each image: −log p(x|z), KL and importance-weighted NLL; the NLL of the first tenth of the samples; their effective
 # sample size; and the variance of the NLL between halves, and between quarters, of the samples.
 COLUMNS = ["reconstruction", "kl", "nll", "nll_tenth", "effective_samples"]
@@ -46,7 +46,7 @@ COLUMNS += ["variance_of_halves", "variance_of_quarters"]
 class Evaluation:
     """Per-image metrics of a test set, and its posterior means and log-variances [N, L]."""
 
-    images: pd.DataFrame  # label, elbo, and COLUMNS
+    images: pd.DataFrame  # label, elbo, COLUMNS and, with several stochastic layers, `layer_columns`
     mu: Floats
     logvar: Floats
 
@@ -100,7 +100,8 @@ def summary(images: pd.DataFrame) -> dict[str, float]:
     bias: the NLL is an upper bound, which gets tighter with more importance samples (Burda et al. 2016), as its
     difference from `nll_tenth` shows.
     """
-    names = ("reconstruction", "kl", "elbo", "nll", "nll_tenth", "effective_samples")
+    names = ["reconstruction", "kl", "elbo", "nll", "nll_tenth", "effective_samples"]
+    names += [str(name) for name in images.filter(regex="^kl_")]
     means = {name: float(images[name].mean()) for name in names}
     return {
         **means,
@@ -130,6 +131,8 @@ def describe(metrics: Mapping[str, float], params: Params) -> str:
         f"test NLL {metrics['nll']:.2f}{error} ({params.evaluate.importance_samples} importance samples), "
         f"{metrics['active_units']} of {params.model.latent_dim} latents active",
     ]
+    if by_layer := [f"{value:.2f}" for name, value in metrics.items() if name.startswith("kl_")]:
+        lines += [f"KL of each stochastic layer, top first: {', '.join(by_layer)}"]
     if "nll_sampling_error" in metrics:
         lines += [
             f"NLL with {tenth(params.evaluate.importance_samples)} samples {metrics['nll_tenth']:.2f}, sampling error "
@@ -207,21 +210,28 @@ def evaluate(
                 checkpoints.save(number, {"part": parts[0], "batches": number, "generator": generator.get_state()})
                 saved = time.monotonic()
     columns, mu, logvar = _joined(parts)
-    images = pd.DataFrame(columns.numpy(), columns=COLUMNS)
+    images = pd.DataFrame(columns.numpy(), columns=COLUMNS + layer_columns(model))
     images = images.assign(label=labels.cpu().numpy(), elbo=-(images["reconstruction"] + images["kl"]))
     return Evaluation(images, mu.numpy(), logvar.numpy())
 
 
 def _evaluate_batch(model: VAE, x: Tensor, params: EvaluateParams, generator: torch.Generator) -> Part:
-    """The `COLUMNS` [B, 7] and the posteriors of images [B, D]."""
+    """The `COLUMNS` and `layer_columns` [B, columns], and the posteriors of images [B, D]."""
     posterior = model.encode(x)
     nll, kl, log_weights = importance_samples(model, x, posterior, params, generator)
     first = log_weights[:, : tenth(params.importance_samples)]
     bounds = (-importance_weighted_bound(weights) for weights in (log_weights, first))
     variances = (variance_between_parts(log_weights, parts) for parts in (2, 4))
-    columns = (nll.mean(-1), kl, *bounds, effective_samples(log_weights), *variances)
+    columns = (nll.mean(-1), kl.sum(1), *bounds, effective_samples(log_weights), *variances)
+    if model.hierarchy:
+        columns += kl.unbind(1)
     mu, logvar = posterior
     return torch.stack([column.cpu().double() for column in columns], 1), mu.cpu(), logvar.cpu()
+
+
+def layer_columns(model: VAE) -> list[str]:
+    """The columns with the KL of z and of each further stochastic layer; none where z is the only one."""
+    return ["kl_top", *(f"kl_lower_{number}" for number, _ in enumerate(model.hierarchy, 1))] if model.hierarchy else []
 
 
 def _joined(parts: list[Part]) -> Part:
@@ -232,12 +242,15 @@ def _joined(parts: list[Part]) -> Part:
 def importance_samples(
     model: VAE, x: Tensor, posterior: Posterior, params: EvaluateParams, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """−log p(x|z_k) [B, K], the KL [B] and log importance weights [B, K] at K samples of `posterior` = encode(x).
+    """−log p(x|z_k) [B, K], the KL and log importance weights [B, K] at K samples of `posterior` = encode(x).
+
+    The KL is that of each stochastic layer, [B, layers], the top one first.
 
     At most `chunk_size` latents are decoded at a time. With `precision` bf16 the decoder's matrix products are in bf16;
     everything else stays in fp32.
     """
-    nll, kl, log_weights = [], torch.zeros(len(x), device=x.device), []
+    layers = len(model.hierarchy)
+    nll, kl, log_weights = [], torch.zeros(len(x), 1 + layers, device=x.device), []
     remaining = params.importance_samples
     while remaining:
         samples = min(remaining, max(1, params.chunk_size // len(x)))
@@ -245,7 +258,8 @@ def importance_samples(
         with torch.autocast(x.device.type, torch.bfloat16, enabled=params.precision == "bf16"):
             terms = model(x, noise, posterior=posterior)
         nll.append(terms.nll)
-        kl += terms.kl.sum(1) * (samples / params.importance_samples)
+        top, lower = terms.kl.split([terms.kl.shape[1] - layers, layers], 1)
+        kl += torch.cat([top.sum(1, keepdim=True), lower], 1) * (samples / params.importance_samples)
         log_weights.append(terms.log_weights)
         remaining -= samples
     return torch.cat(nll, -1), kl, torch.cat(log_weights, -1)

@@ -113,7 +113,7 @@ class VAEModel(PythonModel):
             generator = torch.Generator().manual_seed(zlib.crc32(pixels, seed % 2**32))
             binary = self._binarized(image, generator)
             nll, kl, log_weights = importance_samples(self.vae, binary, self.vae.encode(binary), params, generator)
-            bounds.append(torch.cat([nll.mean(-1) + kl, -importance_weighted_bound(log_weights)]))
+            bounds.append(torch.cat([nll.mean(-1) + kl.sum(1), -importance_weighted_bound(log_weights)]))
         neg_elbo, nlls = torch.stack(bounds, 1).double().numpy()
         percentile = 100 * np.searchsorted(self.test_nll, nlls, side="right") / len(self.test_nll)
         return pd.DataFrame({"neg_elbo": neg_elbo, "nll": nlls, "percentile": percentile})
