@@ -72,7 +72,7 @@ ifeq ($(strip $(SEARCH_FLAGS)),)
 	python -m dvc repro pipeline/search/dvc.yaml
 else
 	python -m dvc repro --quiet download
-	python pipeline/search/search.py $(SEARCH_FLAGS)
+	python pipeline/search/search.py $(SEARCH_FLAGS) $(if $(call given,FINALISTS),,--finalists=0)
 endif
 
 adopt: $(READY)  ## Write the search's best values into params.yaml; those of another search: FROM=results/search/…

@@ -41,8 +41,13 @@ def test_a_value_reaches_no_shell(make, value):
 
 
 def test_variables_of_the_command_line_become_flags_and_those_of_the_environment_do_not(make):
-    flags = ["pipeline/search/search.py", "--n_trials=3", "--epochs=2", "--workers=auto"]
-    assert make("search", "TRIALS=3", "EPOCHS=2", "WORKERS=auto", BETA="7")[-4:] == flags
+    flags = ["--n_trials=3", "--epochs=2", "--workers=auto"]
+    assert make("search", "TRIALS=3", "EPOCHS=2", "WORKERS=auto", BETA="7")[-4:] == [*flags, "--finalists=0"]
+    assert make("search", "TRIALS=3", "FINALISTS=2")[-3:] == [
+        "pipeline/search/search.py",
+        "--n_trials=3",
+        "--finalists=2",
+    ]
     assert make("train", BETA="7", EPOCHS="9")[-1] == "pipeline/train.py"
     assert make("published", "RECIPES=mlp ladder", EPOCHS="9")[-2:] == ["mlp", "ladder"]
     assert make("promote", "FORCE=it's smaller; really")[-2:] == ["promote", "--force=it's smaller; really"]

@@ -1,6 +1,5 @@
 """Search hyperparameters: data/raw -> search/{trials,finals}.csv, best_params.yaml, *.png; or results/search/STUDY/."""
 
-import sys
 from pathlib import Path
 
 from vae.config import Params, load_params
@@ -19,12 +18,8 @@ def main(params: Params, worker: bool) -> None:
     if worker:
         join(params, dataset, RAW)
     else:
-        results, committed = FOLDER, load_params()
-        if params != committed:
-            results = Path("results/search", study_name(params, dataset))
-            if "--finalists" not in " ".join(sys.argv):  # a short look has no long finals
-                params = params.replaced({"search.finalists": 0})
-        search(params, dataset, RAW, results)
+        own = params == load_params()
+        search(params, dataset, RAW, FOLDER if own else Path("results/search", study_name(params, dataset)))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def test_a_search_with_flags_leaves_the_committed_results_alone(project):
     (project / "search/best_params.yaml").write_text("train: {beta: 0.5}\n")
     project.run("git", "add", "--all")
     project.run("git", "commit", "--quiet", "--message=Search")
-    flags = ["--n_trials=2", "--epochs=1", "--workers=1"]
+    flags = ["--n_trials=2", "--epochs=1", "--workers=1", "--finalists=0"]
     printed = project.run(sys.executable, "pipeline/search/search.py", *flags)
     (folder,) = (project / "results/search").iterdir()
     assert f"make adopt FROM=results/search/{folder.name}\n" in printed
