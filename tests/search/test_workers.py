@@ -9,7 +9,6 @@ import tempfile
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from unittest.mock import Mock
 
 import optuna
@@ -23,7 +22,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from ruamel.yaml import YAML
 
-from mlflow_server import free_port
+import stack
 from search_support import DATASET, small
 from support import ENVIRONMENT
 from vae.errors import SearchError
@@ -299,44 +298,10 @@ def test_of_two_searches_in_one_project_the_second_waits(tiny):
 # Several machines
 
 
-class PostgreSQL:
-    """A PostgreSQL server of its own on loopback, with an empty database at `url`."""
-
-    def __init__(self, folder):
-        self.programs = max(Path("/usr/lib/postgresql").glob("*/bin"), default=Path("nowhere"))
-        if not (self.programs / "initdb").exists():
-            pytest.skip("PostgreSQL is not installed (Debian, Ubuntu: apt install postgresql)")
-        user = "postgres" if os.getuid() == 0 else None  # it refuses to run as root
-        if user:
-            shutil.chown(folder, user)
-        self.port = free_port()
-        self.folder, self.url = folder, f"postgresql://optuna:hunter2@127.0.0.1:{self.port}/postgres"
-        self.options = {"user": user, "cwd": folder, "stdout": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
-        initialize = [self.programs / "initdb", "-D", folder / "data", "-U", "optuna", "--auth=trust"]
-        subprocess.run(initialize, check=True, **self.options)
-
-    def start(self):
-        settings = ["-c", "listen_addresses=127.0.0.1", "-p", str(self.port), "-k", self.folder, "-c", "fsync=off"]
-        program = [self.programs / "postgres", "-D", self.folder / "data", *settings]
-        self.server = subprocess.Popen(program, **self.options)
-        ready = [self.programs / "pg_isready", "-h", "127.0.0.1", "-p", str(self.port)]
-        wait_for(lambda: subprocess.run(ready, **self.options).returncode == 0, "PostgreSQL")
-
-    def stop(self):
-        self.server.send_signal(signal.SIGINT)  # cuts all connections
-        self.server.wait()
-
-
 @pytest.fixture
 def postgresql():
-    folder = Path(tempfile.mkdtemp(prefix="vae-postgresql-"))  # which the user postgres can reach, unlike pytest's
-    try:
-        server = PostgreSQL(folder)
-        server.start()
+    with stack.postgresql() as server:
         yield server
-        server.stop()
-    finally:
-        shutil.rmtree(folder)
 
 
 @pytest.mark.slow
