@@ -9,7 +9,7 @@ export DVC_NO_ANALYTICS := 1
 
 # make train EPOCHS=2 LATENT_DIM=8 BETA=4 …; make search TRIALS=60 WORKERS=4 …
 # Only variables on make's command line become flags, not those of the environment; the shell sees them quoted.
-unexport FROM EPOCHS BATCH_SIZE LATENT_DIM BETA LEARNING_RATE TRIALS WORKERS FINALISTS RECIPES QUICK MODEL FORCE PORT IMAGES FIT CHAINS TEMPERATURES
+unexport URL ENDPOINT FROM EPOCHS BATCH_SIZE LATENT_DIM BETA LEARNING_RATE TRIALS WORKERS FINALISTS RECIPES QUICK MODEL FORCE PORT IMAGES FIT CHAINS TEMPERATURES
 given = $(if $(filter command,$(origin $(1))),$(value $(1)))
 quoted = '$(subst ','\'',$(1))'
 flag = $(if $(call given,$(2)),--$(1)=$(call quoted,$(call given,$(2))))
@@ -29,6 +29,7 @@ names_published := RECIPES EPOCHS
 names_ais := IMAGES CHAINS TEMPERATURES
 names_ui := MLFLOW_PORT
 names_promote := FORCE
+names_remote := URL ENDPOINT
 names_why := MODEL
 names_restore := MODEL
 names_serve := MODEL PORT
@@ -37,7 +38,7 @@ names := $(foreach goal,$(MAKECMDGOALS),$(names_$(goal))) PYTHON
 unknown := $(filter-out $(names),$(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
 $(if $(unknown),$(error $(strip make $(MAKECMDGOALS)) has no $(unknown:%=%=): there are $(names:%=%=)))
 
-.PHONY: help setup repro explore compare train search adopt dashboard examples theory ui sync register promote rollback why restore serve score test test-slow torture lint audit format bench ais anomalies published speedrun load clean
+.PHONY: help setup repro explore compare train search adopt dashboard examples theory ui sync register promote rollback why restore serve score remote stack test test-slow torture lint audit format bench ais anomalies published speedrun load clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -110,6 +111,13 @@ serve: $(READY)  ## Serve a model on http://127.0.0.1:5001: PORT= MODEL= (the ch
 
 score: $(READY)  ## Score images, by file: IMAGES=folder, or PNG, JPEG, IDX, .npy, .npz; MODEL=, FIT=1 for any size
 	@python -m vae.workflow.score $(call flag,model,MODEL) $(call switch,fit,FIT) $(if $(call given,IMAGES),-- $(call quoted,$(call given,IMAGES)))
+
+remote: $(READY)  ## Set where `dvc push` stores: URL=/folder, ssh://…, s3://… (ENDPOINT=http://…)
+	@python -m vae.workflow.remote $(call flag,url,URL) $(call flag,endpoint,ENDPOINT)
+
+stack:  ## Start a team's PostgreSQL, S3 store and MLflow server with Docker, see docs/team.md
+	@test -f stack/.env || { echo "error: stack/.env is missing: cp stack/.env.example stack/.env, and fill it in" >&2; exit 1; }
+	docker compose --project-name vae --file stack/compose.yaml up --detach --wait
 
 theory: $(READY)  ## Check the statements of docs/theory.md and plot its figures again
 	python -m vae.theory

@@ -93,6 +93,11 @@ def _reason(error: Exception) -> str:
     reason = one_line(error)
     if isinstance(error, requests.RequestException):
         return f"it does not answer ({type(error).__name__}): start it, or unset MLFLOW_TRACKING_URI to use mlruns/"
+    if "error code 401" in reason:
+        return (
+            "it wants another user name and password: write them to ~/.mlflow/credentials (docs/team.md), "
+            "or set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        )
     if "out-of-date database schema" in reason or "Can't locate revision" in reason:
         return (
             "it was written by another version of MLflow. If by an older one, copy it, then "
