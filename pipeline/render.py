@@ -32,10 +32,12 @@ def main(params: Params) -> None:
     result = Evaluation(*read_evaluation())
     history = read_output(METRICS / "history.csv", epochs)
     tracking.connect()
-    figures = save_figures(model, load(RAW, "train"), load(RAW, "test"), result, history, params, FIGURES)
+    dataset = read_dataset()
+    parts = (load(RAW, "train"), load(RAW, "test"))
+    figures = save_figures(model, *parts, result, history, params, FIGURES, dataset["classes"])
     print(f"{len(figures)} figures in {FIGURES}/")
     cpu = Hardware(torch.device("cpu"), "fp32", compile=False)
-    with tracking.resume(params, cpu, read_dataset(), sha256(MODEL), training_run(params)) as run:
+    with tracking.resume(params, cpu, dataset, sha256(MODEL), training_run(params)) as run:
         for path in figures:
             run.log_artifact(path, "figures")
 

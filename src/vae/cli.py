@@ -61,7 +61,8 @@ def train(params: Params, output: Path, data: Path) -> None:
         example = targets[:2].cpu().numpy()
         training.run.log_model(lambda path: save_model(path, output / WEIGHTS, bounds, example))
         history = pd.DataFrame(training.fitted.history)
-        figures = save_figures(training.model.cpu(), load(raw, "train"), test, result, history, params, output)
+        parts = (load(raw, "train"), test)
+        figures = save_figures(training.model.cpu(), *parts, result, history, params, output, record["classes"])
         for path in figures:
             training.run.log_artifact(path, "figures")
         page = output / "explorer.html"

@@ -5,8 +5,9 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
-from vae.plots.figure import save
+from vae.plots.figure import LONGEST_NAME, class_colours, class_names, save
 from vae.plots.history import training_history
 from vae.plots.image_grids import (
     generated_samples,
@@ -15,11 +16,12 @@ from vae.plots.image_grids import (
     latent_manifold,
     latent_traversals,
     reconstructions,
+    shaped,
 )
 from vae.plots.latents import kl_per_dimension, latent_space
 
 RANDOM = np.random.default_rng(0)
-IMAGES = RANDOM.random((12, 784))
+IMAGES = RANDOM.random((12, 1, 28, 28))
 
 
 def test_a_grid_holds_every_image_in_its_place_with_a_short_last_row():
@@ -28,7 +30,21 @@ def test_a_grid_holds_every_image_in_its_place_with_a_short_last_row():
     for number in range(5):
         row, column = divmod(number, 3)
         cell = grid[29 * row : 29 * row + 28, 29 * column : 29 * column + 28]
-        np.testing.assert_array_equal(cell, IMAGES[number].reshape(28, 28))
+        np.testing.assert_array_equal(cell, IMAGES[number, 0])
+
+
+def test_a_grid_of_colour_images_that_are_not_square():
+    images = torch.rand(4, 3 * 5 * 8)
+    grid = image_grid(shaped(images, (3, 5, 8)), columns=2)
+    assert grid.shape == (2 * 6 - 1, 2 * 9 - 1, 3)
+    for channel in range(3):
+        np.testing.assert_array_equal(grid[6:11, 9:17, channel], images[3, 40 * channel : 40 * channel + 40].view(5, 8))
+
+
+def test_images_of_two_channels_are_shown_as_their_mean():
+    images = torch.rand(2, 3, 2 * 4 * 4)
+    expected = images.view(2, 3, 2, 16).mean(2).view(2, 3, 1, 4, 4)
+    np.testing.assert_allclose(shaped(images, (2, 4, 4)), expected, rtol=1e-6)
 
 
 def history(epochs, improved=()):
@@ -79,6 +95,40 @@ def test_the_latent_space_names_the_plane_that_it_shows_and_its_classes(latents,
     assert [text.get_text() for text in ax.texts] == [str(label) for label in range(10)]
 
 
+def test_the_names_of_classes_are_shown_as_they_are_if_the_font_can_and_they_are_not_too_long():
+    names = ["Füße", "a" * 30, "$5 and $6", "猫", "Кошка"]
+    shown = class_names([4, 3, 2, 1, 0], names)
+    assert shown == ["Кошка", "3", r"\$5 and \$6", f"{'a' * (LONGEST_NAME - 1)}…", "Füße"]
+    assert class_names([7, 2]) == ["7", "2"]
+
+
+@pytest.mark.parametrize("count", [3, 10, 15, 40])
+def test_every_class_has_a_colour_of_its_own(count):
+    assert len({tuple(colour) for colour in class_colours(count)}) == count
+
+
+@pytest.mark.parametrize(("count", "in_legend"), [(1, True), (12, True), (47, True), (200, False)])
+def test_the_legend_of_any_number_of_classes_fits_into_the_figure(count, in_legend):
+    names = [f"_class ${number} with a long name" for number in range(count)]
+    mu, labels = RANDOM.normal(size=(400, 5)), np.arange(400) % count
+    figure = latent_space(mu, labels, mu[:150, :2], names)
+    figure.draw_without_rendering()
+    if not in_legend:
+        assert not figure.legends and "200 classes" in figure.get_suptitle()
+        return
+    (legend,) = figure.legends
+    assert len(legend.get_texts()) == count
+    whole, box, panel = figure.bbox, legend.get_window_extent(), figure.axes[0].get_window_extent()
+    assert whole.x0 <= box.x0 and box.x1 <= whole.x1 and whole.y0 <= box.y0 and box.y1 < panel.y0
+    assert panel.height > 200  # pixels
+
+
+def test_without_labels_the_latent_space_has_one_colour_and_no_legend():
+    figure = latent_space(RANDOM.normal(size=(50, 2)))
+    assert len(figure.axes[0].collections) == 1
+    assert not figure.legends and not figure.axes[0].texts
+
+
 def test_kl_per_dimension_is_sorted_and_counts_active_dimensions():
     kl = np.array([0.1, 3.0, 0.0, 1.0])
     figure = kl_per_dimension(kl, 0.01, np.array([0.001, 0.9, 0.0, 0.5]))
@@ -95,10 +145,10 @@ HISTORY = history(5)
     [
         lambda: reconstructions(IMAGES[:4], IMAGES[4:8], IMAGES[8:]),
         lambda: generated_samples(IMAGES, 4),
-        lambda: interpolation(IMAGES, 6, [(0, 6), (1, 7)]),
+        lambda: interpolation(IMAGES, 6, [("0", "6"), ("1", "7")]),
         lambda: latent_traversals(IMAGES, 6, [3, 1], 3.0),
         lambda: latent_manifold(IMAGES[:9], 3),
-        lambda: latent_space(IMAGES[:, :7], np.arange(12)),
+        lambda: latent_space(IMAGES.reshape(12, -1)[:, :7], np.arange(12)),
         lambda: training_history(HISTORY),
     ],
 )

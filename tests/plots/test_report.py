@@ -35,6 +35,39 @@ def test_the_figures_of_a_model_agree_with_its_evaluation(bundled, prior):
     assert figures["latent_space"].axes[1].get_title() == "t-SNE of 300 of them"
 
 
+@pytest.mark.parametrize("classes", [["left", "right", "both"], ["all"], None])
+def test_colour_images_have_figures_whatever_their_classes_are(tmp_path, capsys, classes):
+    params = Params().replaced({"data.binarization": "none", "model.prior": "standard", "render.columns": 4})
+    model = VAE(image_shape=(3, 6, 9), hidden_dims=[8], latent_dim=2, prior="standard")
+    images = (torch.rand(40, 162, generator=torch.Generator().manual_seed(0)) * 255).byte()
+    split = Split(images, None if classes is None else torch.arange(40) % len(classes))
+    result = evaluate(model, images, torch.zeros(40).long(), EvaluateParams(importance_samples=1))
+    row = {f"{part}/{key}": [1.0] for part in ("train", "val") for key in ("neg_elbo", "reconstruction", "kl")}
+    history = pd.DataFrame({"epoch": [1], **row, "improved": [1]})
+    arguments = (model, split, split, result, history, params)
+    figures = dict(report.plot_all(*arguments, classes or []))
+    rows = [label.get_text() for label in figures["interpolation"].axes[0].get_yticklabels()]
+    if classes is not None and len(classes) > 1:
+        assert rows == ["left → right", "left → both", "right → both"]
+    else:
+        assert len(rows) == 5
+    title = figures["best_and_worst_reconstructions"].axes[0].get_title("left")
+    assert ("of each class" in title) == (classes is not None)
+    (shown,) = figures["reconstructions"].axes[0].get_images()
+    assert shown.get_array().shape == (2 * 7 - 1, 4 * 10 - 1, 3)
+    first = shown.get_array()[:6, :9].transpose(2, 0, 1)  # the first row has the images themselves
+    np.testing.assert_allclose(first, images[0].view(3, 6, 9) / 255, atol=1e-6)
+    paths = report.save_figures(*arguments, tmp_path, classes or [])
+    assert {path.stem for path in paths} == set(figures)
+    assert ("left out: classes" in capsys.readouterr().out) == (classes is None)
+
+
+def test_the_best_and_the_worst_are_those_of_all_images_where_there_are_no_labels():
+    neg_elbo = torch.tensor([5.0, 1.0, 9.0, 3.0])
+    assert report.best_and_worst(neg_elbo, None, 2).tolist() == [[1, 3], [2, 0]]
+    assert report.best_and_worst(neg_elbo, torch.tensor([0, 0, 1, 1]), 2).tolist() == [[1, 3], [0, 2]]
+
+
 def test_a_tsne_is_repeatable():
     mu = np.random.default_rng(0).normal(size=(120, 6))
     np.testing.assert_array_equal(tsne(mu), tsne(mu))

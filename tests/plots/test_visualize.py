@@ -42,7 +42,7 @@ def test_reconstructions_are_those_of_the_posterior_means(loader):
     x = next(iter(loader))[0][:5].flatten(1)
     made = torch.sigmoid(model.decode(model.encode(x)[0])).detach()
     (image,) = figure.axes[0].get_images()
-    for row, expected in enumerate((x, x, made)):
+    for row, expected in enumerate((x, made)):  # without binarization, the input is the image
         for column in range(5):
             cell = image.get_array()[29 * row :, 29 * column :][:28, :28]
             np.testing.assert_allclose(cell, expected[column].view(28, 28), atol=1e-6)
@@ -68,11 +68,28 @@ def test_a_manifold_needs_two_latent_dimensions():
         vae.visualize_latent_manifold(small(3))
 
 
-def test_figures_by_class_need_labels(digits):
+def test_figures_by_class_need_labels_and_the_latent_space_does_not(digits):
     alone = DataLoader(digits.tensors[0], batch_size=8)
-    for plot in (vae.visualize_latent_space, vae.visualize_interpolation, vae.visualize_latent_arithmetic):
+    assert not vae.visualize_latent_space(small(), alone).legends
+    for plot in (vae.visualize_interpolation, vae.visualize_latent_arithmetic):
         with pytest.raises(DataError, match=r"must yield \(images, labels\)"):
             plot(small(), alone)
+
+
+def test_classes_have_names_and_images_colours_and_any_sides():
+    model = VAE(image_shape=(3, 6, 8), hidden_dims=[8], latent_dim=2, prior="standard")
+    loader = DataLoader(TensorDataset(torch.rand(40, 3, 6, 8), torch.arange(40) % 3), batch_size=16)
+    names = ["ant", "bee", "fly"]
+    (legend,) = vae.visualize_latent_space(model, loader, classes=names).legends
+    assert [text.get_text() for text in legend.get_texts()] == names
+    axes = vae.visualize_interpolation(model, loader, classes=names).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["ant → bee"]
+    assert axes.get_images()[0].get_array().shape == (6, 8 * 9 - 1, 3)
+    sums = vae.visualize_latent_arithmetic(model, loader, terms=(0, 1, 2), classes=names)
+    assert sums.axes[3].get_title() == "= ant\n− bee\n+ fly"
+    for figure in (vae.visualize_reconstruction(model, loader), vae.generate_samples(model)):
+        assert figure.axes[0].get_images()[0].get_array().shape[2] == 3
+    assert vae.visualize_latent_manifold(model, num_samples=9).axes[0].get_images()[0].get_array().shape == (20, 26, 3)
 
 
 def test_a_missing_class_is_named(digits):

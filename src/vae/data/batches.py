@@ -110,12 +110,17 @@ def image_batch(batch: Any, input_dim: int) -> Tensor:
     return images.flatten(1).float()
 
 
+def has_labels(batch: Any) -> bool:
+    """Whether a DataLoader's batch has more than images."""
+    return isinstance(batch, list | tuple) and len(batch) > 1
+
+
 def label_batch(batch: Any) -> Tensor:
     """Return the labels of a DataLoader's batch, int64 [B].
 
     Raises DataError for a batch without labels, and for labels that aren't one integer per image, such as one-hot ones.
     """
-    if not isinstance(batch, list | tuple) or len(batch) < 2:
+    if not has_labels(batch):
         raise DataError("labels are needed here: the DataLoader must yield (images, labels)")
     images, labels = batch[:2]
     if not isinstance(labels, Tensor):

@@ -34,7 +34,7 @@ from vae.files import write_atomically
 from vae.models.distributions import gaussian_kl
 from vae.models.vae import VAE, slerp
 from vae.plots import comparisons, image_grids, latents
-from vae.plots.figure import save
+from vae.plots.figure import Array, save
 from vae.plots.visualize import (
     first_of_each_class,
     visualize_interpolation,
@@ -105,9 +105,9 @@ class VAEExamples:
         plots = {
             "history": trained.trainer.plot_history(),
             "reconstructions": image_grids.reconstructions(
-                to_float(images).numpy(), to_float(inputs).numpy(), _reconstructed(trained.model, inputs).numpy()
+                _shaped(to_float(images)), _shaped(to_float(inputs)), _shaped(_reconstructed(trained.model, inputs))
             ),
-            "samples": image_grids.generated_samples(_sampled(trained.model, COLUMNS * COLUMNS).numpy(), COLUMNS),
+            "samples": image_grids.generated_samples(_shaped(_sampled(trained.model, COLUMNS * COLUMNS)), COLUMNS),
             "latent_space": latents.latent_space(mu, self.test.labels.numpy()),
             "kl_per_dimension": latents.kl_per_dimension(kl, ACTIVE_UNIT_VARIANCE, mu.var(axis=0, ddof=1)),
         }
@@ -236,8 +236,8 @@ class VAEExamples:
         samples = torch.cat([_sampled(model, COLUMNS) for model in models.values()])
         title = "Reconstructions of test images"
         return {
-            "reconstructions": image_grids.image_rows(reconstructions.numpy(), ["input", *models], title),
-            "samples": image_grids.image_rows(samples.numpy(), list(models), "Samples from the prior, z ~ N(0, I)"),
+            "reconstructions": image_grids.image_rows(_shaped(reconstructions), ["input", *models], title),
+            "samples": image_grids.image_rows(_shaped(samples), list(models), "Samples from the prior, z ~ N(0, I)"),
         }
 
     def _saved(self, name: str, table: pd.DataFrame, plots: dict[str, Figure]) -> Example:
@@ -276,6 +276,10 @@ def _pixel_entropy(images: Tensor) -> float:
 def _reconstructed(model: VAE, images: Tensor) -> Tensor:
     """uint8 [N, D] -> pixel probabilities [N, D], on the CPU."""
     return model.reconstruct(to_float(images).to(model.output_bias.device)).cpu()
+
+
+def _shaped(images: Tensor) -> Array:
+    return image_grids.shaped(images, (1, 28, 28))
 
 
 def _sampled(model: VAE, n: int) -> Tensor:

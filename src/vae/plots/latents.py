@@ -1,42 +1,56 @@
 """Figures of the latent space: posterior means [N, L], and the KL by latent dimension."""
 
+from collections.abc import Sequence
+
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from vae.plots.figure import PALETTE, Array
+from vae.plots.figure import PALETTE, Array, class_colours, class_names
 
-CLASS_COLOURS = colormaps["tab10"].colors  # type: ignore[attr-defined]  # more saturated than PALETTE, for small points
 EMBEDDED = 2000  # images in the t-SNE
+NAMED = 20  # classes at most whose names are among the points
+IN_LEGEND = 60  # classes at most that a legend lists
 
 
-def latent_space(mu: Array, labels: Array, embedding: Array | None = None) -> Figure:
+def latent_space(
+    mu: Array, labels: Array | None = None, embedding: Array | None = None, classes: Sequence[str] = ()
+) -> Figure:
     """Posterior means by class: in 2-D as they are, in more dimensions their first two principal components.
 
-    An `embedding` [n, 2] of the first n of them, as from `tsne`, is shown beside these.
+    An `embedding` [n, 2] of the first n of them, as from `tsne`, is shown beside these. `classes` are the names of
+    labels. Without `labels`, all points have one colour.
     """
     panels = [_plane(mu)]
     if embedding is not None:
         panels.append((embedding, f"t-SNE of {len(embedding):,} of them", ("", "")))
-    figure = Figure(figsize=(3.4 * len(panels) + 0.6, 4.5), layout="constrained")
-    figure.suptitle(f"Posterior means of {len(mu):,} images")
+    width = 3.4 * len(panels) + 0.6
+    labels = np.zeros(len(mu), dtype=int) if (unlabelled := labels is None) else labels
+    present = np.unique(labels)
+    names = class_names(present, classes)
+    per_row = min(max(1, int(width / (0.3 + 0.08 * max(map(len, names))))), 10)
+    has_legend = not unlabelled and len(names) <= IN_LEGEND
+    height = 4.5 + (0.2 * (-(-len(names) // per_row) - 1) if has_legend else 0)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    suffix = "" if unlabelled or has_legend else f" of {len(names)} classes"
+    figure.suptitle(f"Posterior means of {len(mu):,} images{suffix}")
+    colours = class_colours(max(len(classes), int(labels.max()) + 1))
     for ax, (points, title, axes) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        for label in np.unique(labels):
+        for label, name in zip(present, names, strict=True):
             members = points[labels[: len(points)] == label]
-            colour = CLASS_COLOURS[int(label) % len(CLASS_COLOURS)]
-            ax.scatter(*members.T, s=3 if len(points) > 5000 else 7, alpha=0.7, lw=0, color=colour, label=label)
-            if ax is figure.axes[-1] and len(members):
-                # The class's label at its median: colour alone should not carry the class.
-                box = {"boxstyle": "circle,pad=0.2", "fc": "white", "ec": colour, "lw": 1.8}
+            ax.scatter(*members.T, s=3 if len(points) > 5000 else 7, alpha=0.7, lw=0, color=colours[label], label=name)
+            if ax is figure.axes[-1] and len(members) and not unlabelled and len(names) <= NAMED:
+                # The class's name at its median: colour alone should not carry the class.
+                shape, size = ("circle", None) if len(name) <= 2 else ("round", "x-small")
+                box = {"boxstyle": f"{shape},pad=0.2", "fc": "white", "ec": colours[label], "lw": 1.8}
                 x, y = np.median(members, axis=0)
-                ax.text(x, y, str(label), ha="center", va="center", weight="bold", bbox=box)
+                ax.text(x, y, name, ha="center", va="center", weight="bold", fontsize=size, bbox=box)
         ax.set(title=title, xlabel=axes[0], ylabel=axes[1])
         if not axes[0]:  # distances in a t-SNE have no unit
             ax.set(xticks=[], yticks=[])
-    handles, names = figure.axes[0].get_legend_handles_labels()
-    columns = {"ncols": 10, "handletextpad": 0, "columnspacing": 1}
-    figure.legend(handles, names, loc="outside lower center", markerscale=4, frameon=False, **columns)
+    if has_legend:
+        columns = {"ncols": per_row, "handletextpad": 0, "columnspacing": 1}
+        figure.legend(ax.collections, names, loc="outside lower center", markerscale=4, frameon=False, **columns)
     return figure
 
 

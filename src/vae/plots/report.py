@@ -1,6 +1,7 @@
 """All figures of a trained and evaluated model, as the render stage and train-vae save them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import combinations
 from pathlib import Path
 
 import pandas as pd
@@ -15,66 +16,105 @@ from vae.evaluation.likelihood import ACTIVE_UNIT_VARIANCE, Evaluation
 from vae.models.distributions import gaussian_kl, gaussian_kl_between
 from vae.models.vae import VAE
 from vae.plots import history, image_grids, latents
-from vae.plots.figure import save
+from vae.plots.figure import Array, class_names, save
 from vae.plots.visualize import first_of_each_class, prior_grid
 
-PAIRS = [(0, 6), (1, 7), (2, 3), (4, 9), (5, 8)]  # interpolated classes
+PAIRS = [(0, 6), (1, 7), (2, 3), (4, 9), (5, 8)]  # interpolated classes, where there are ten
 TRAVERSED = 4  # latent dimensions shown
-STARTS = [0, 4, 7]  # classes whose images the traversals start from
+STARTS = [0, 4, 7]  # classes whose images the traversals start from, where there are ten
+COMPARED = 20  # classes at most whose best and worst reconstructions are shown
 REACH = 3.0  # standard deviations of the posterior means to both sides, over which a traversal goes
 
 
 def save_figures(
-    model: VAE, train: Split, test: Split, result: Evaluation, epochs: pd.DataFrame, params: Params, folder: Path
+    model: VAE,
+    train: Split,
+    test: Split,
+    result: Evaluation,
+    epochs: pd.DataFrame,
+    params: Params,
+    folder: Path,
+    classes: Sequence[str] = (),
 ) -> list[Path]:
     """Plot and save every figure in `folder`; returns the paths.
 
     The model is on the CPU, `result` is its evaluation on the test images (the columns `elbo` and `kl` suffice), and
-    `epochs` is the training history, one row per epoch.
+    `epochs` is the training history, one row per epoch. `classes` are the names of labels. Without labels, the figures
+    show test images in their order.
     """
     print(f"plotting the figures{', with a t-SNE of the latents' if result.mu.shape[1] > 2 else ''}")
-    figures = plot_all(model, train, test, result, epochs, params)
+    if test.labels is None:
+        print("left out: classes, as the images have no labels")
+    figures = plot_all(model, train, test, result, epochs, params, classes)
     return [save(figure, folder / f"{name}.png", params.render.dpi) for name, figure in figures]
 
 
 @torch.no_grad()
 def plot_all(
-    model: VAE, train: Split, test: Split, result: Evaluation, epochs: pd.DataFrame, params: Params
+    model: VAE,
+    train: Split,
+    test: Split,
+    result: Evaluation,
+    epochs: pd.DataFrame,
+    params: Params,
+    classes: Sequence[str] = (),
 ) -> Iterator[tuple[str, Figure]]:
     """The name and figure of each plot, with arguments as in `save_figures`."""
+
+    def shaped(images: Tensor) -> Array:
+        return image_grids.shaped(images, model.image_shape)
+
     mu, logvar = torch.from_numpy(result.mu), torch.from_numpy(result.logvar)
     yield "training_history", history.training_history(epochs)
     columns = params.render.columns
-    first = first_of_each_class(test.labels)
+    first = representatives(test)
     chosen = first.repeat(-(-columns // len(first)))[:columns]
     binarized = binarize_once(test.images, params.data.binarization)
     original, inputs = to_float(test.images[chosen]), to_float(binarized[chosen])
-    reconstruction = model.reconstruct(inputs)
-    yield "reconstructions", image_grids.reconstructions(original.numpy(), inputs.numpy(), reconstruction.numpy())
+    rows = (original, inputs, model.reconstruct(inputs))
+    yield "reconstructions", image_grids.reconstructions(*map(shaped, rows))
     neg_elbo = -torch.tensor(result.images["elbo"].to_numpy())
-    orders = (neg_elbo.argsort(), neg_elbo.argsort(descending=True))
-    extremes = torch.stack([order[first_of_each_class(test.labels[order])] for order in orders])
+    extremes = best_and_worst(neg_elbo, test.labels, columns)
     inputs = to_float(binarized[extremes])
     rebuilt = model.reconstruct(inputs.flatten(0, 1)).view_as(inputs)
-    arrays = (part.numpy() for part in (inputs, rebuilt, neg_elbo[extremes]))
-    yield "best_and_worst_reconstructions", image_grids.best_and_worst(*arrays)
+    arrays = (shaped(inputs), shaped(rebuilt), neg_elbo[extremes].numpy())
+    yield "best_and_worst_reconstructions", image_grids.best_and_worst(*arrays, by_class=test.labels is not None)
     samples = model.sample(columns * columns, torch.Generator().manual_seed(params.seed))
-    yield "generated_samples", image_grids.generated_samples(samples.numpy(), columns)
+    yield "generated_samples", image_grids.generated_samples(shaped(samples), columns)
     neighbours = to_float(train.images[nearest(samples[:columns], train.images, 2).T.flatten()])
     images, title = torch.cat([samples[:columns], neighbours]), "Samples and their nearest training images"
-    yield "nearest_training_images", image_grids.image_rows(images.numpy(), ["sample", "nearest", "second"], title)
-    yield "latent_space", latents.latent_space(result.mu, test.labels.numpy(), latents.tsne(result.mu))
-    lines = torch.cat([model.interpolate(mu[first[a]], mu[first[b]], columns) for a, b in PAIRS])
-    yield "interpolation", image_grids.interpolation(lines.numpy(), columns, PAIRS)
+    yield "nearest_training_images", image_grids.image_rows(shaped(images), ["sample", "nearest", "second"], title)
+    labels = None if test.labels is None else test.labels.numpy()
+    yield "latent_space", latents.latent_space(result.mu, labels, latents.tsne(result.mu), classes)
+    pairs = PAIRS if len(first) >= 10 else list(combinations(range(len(first)), 2))[: len(PAIRS)]
+    lines = torch.cat([model.interpolate(mu[first[a]], mu[first[b]], columns) for a, b in pairs])
+    names = [f"image {n}" for n in first] if test.labels is None else class_names(test.labels[first].numpy(), classes)
+    named = [(names[a], names[b]) for a, b in pairs]
+    yield "interpolation", image_grids.interpolation(shaped(lines), columns, named)
     kl, reference = kl_by_dimension(model, mu, logvar)
     dimensions = kl.argsort(descending=True)[:TRAVERSED].tolist()
-    traversed = model.images(traversals(mu, mu[first[STARTS]], dimensions, columns))
-    yield "latent_traversals", image_grids.latent_traversals(traversed.numpy(), columns, dimensions, REACH)
+    starts = first[STARTS if len(first) >= 10 else slice(len(STARTS))]
+    traversed = model.images(traversals(mu, mu[starts], dimensions, columns))
+    yield "latent_traversals", image_grids.latent_traversals(shaped(traversed), columns, dimensions, REACH)
     if mu.shape[1] == 2:
         manifold = model.images(prior_grid(2 * columns))
-        yield "latent_manifold", image_grids.latent_manifold(manifold.numpy(), 2 * columns)
+        yield "latent_manifold", image_grids.latent_manifold(shaped(manifold), 2 * columns)
     variance, total = result.mu.var(axis=0, ddof=1), result.images["kl"].mean()
     yield "kl_per_dimension", latents.kl_per_dimension(kl.numpy(), ACTIVE_UNIT_VARIANCE, variance, reference, total)
+
+
+def representatives(split: Split) -> Tensor:
+    """The index of the first image of each class; of all images where there are not two classes."""
+    first = first_of_each_class(split.labels) if split.labels is not None else torch.empty(0)
+    return first if len(first) > 1 else torch.arange(len(split))
+
+
+def best_and_worst(neg_elbo: Tensor, labels: Tensor | None, count: int) -> Tensor:
+    """The indices of the images with the lowest and the highest −ELBO [N]: of each class, or `count` of all: [2, n]."""
+    orders = (neg_elbo.argsort(), neg_elbo.argsort(descending=True))
+    if labels is None:
+        return torch.stack([order[:count] for order in orders])
+    return torch.stack([order[first_of_each_class(labels[order])][:COMPARED] for order in orders])
 
 
 def nearest(samples: Tensor, images: Tensor, count: int) -> Tensor:

@@ -4,6 +4,7 @@ The functions fetch and check the images and move the model to `device`; `image_
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from vae.config import Binarization
-from vae.data.batches import image_batch, label_batch
+from vae.data.batches import has_labels, image_batch, label_batch
 from vae.data.binarization import binarize_once, to_float
 from vae.errors import ConfigError, DataError
 from vae.models.vae import VAE
 from vae.plots import image_grids, latents
-from vae.plots.figure import save
+from vae.plots.figure import class_names, save
+from vae.plots.image_grids import shaped
 
 DPI = 110
 MANIFOLD_SIDE = 20
@@ -38,16 +40,26 @@ def visualize_reconstruction(
     """The first `num_samples` images of the loader, the binarized input of the model, and the reconstructions."""
     original, _ = _first(model, dataloader, num_samples)
     inputs = binarize_once(original, binarization)
-    reconstruction = _ready(model, device).reconstruct(inputs.to(device)).cpu()
-    return _saved(image_grids.reconstructions(original.numpy(), inputs.numpy(), reconstruction.numpy()), save_path)
+    rows = (original, inputs, _ready(model, device).reconstruct(inputs.to(device)))
+    return _saved(image_grids.reconstructions(*(shaped(row, model.image_shape) for row in rows)), save_path)
 
 
 def visualize_latent_space(
-    model: VAE, dataloader: DataLoader[Any], device: Device = "cpu", num_samples: int = 5000, save_path: SavePath = None
+    model: VAE,
+    dataloader: DataLoader[Any],
+    device: Device = "cpu",
+    num_samples: int = 5000,
+    save_path: SavePath = None,
+    classes: Sequence[str] = (),
 ) -> Figure:
-    """The posterior means of the first `num_samples` images of the loader, in 2-D and by class."""
-    mu, labels = _posterior_means(model, dataloader, device, num_samples)
-    return _saved(latents.latent_space(mu.numpy(), labels.numpy()), save_path)
+    """The posterior means of the first `num_samples` images of the loader, in 2-D and, where it has labels, by class.
+
+    `classes` are the names of labels.
+    """
+    x, batches = _first(model, dataloader, num_samples)
+    labels = _labels(batches)[:num_samples].numpy() if has_labels(batches[0]) else None
+    mu = _posterior_means(model, x, device).numpy()
+    return _saved(latents.latent_space(mu, labels, classes=classes), save_path)
 
 
 def generate_samples(
@@ -59,8 +71,8 @@ def generate_samples(
 ) -> Figure:
     """`num_samples` images decoded from samples of the prior. `model.sample` returns them as a tensor."""
     _check_positive(num_samples)
-    samples = _ready(model, device).sample(num_samples, generator).cpu()
-    return _saved(image_grids.generated_samples(samples.numpy(), math.ceil(num_samples**0.5)), save_path)
+    samples = shaped(_ready(model, device).sample(num_samples, generator), model.image_shape)
+    return _saved(image_grids.generated_samples(samples, math.ceil(num_samples**0.5)), save_path)
 
 
 def visualize_interpolation(
@@ -70,9 +82,13 @@ def visualize_interpolation(
     num_samples: int = 8,
     save_path: SavePath = None,
     spherical: bool = False,
+    classes: Sequence[str] = (),
 ) -> Figure:
-    """Rows of `num_samples` images between the first images of classes 0 and 1, of classes 2 and 3, and so on."""
-    mu, labels = _posterior_means(model, dataloader, device, None)
+    """Rows of `num_samples` images between the first images of classes 0 and 1, of classes 2 and 3, and so on.
+
+    `classes` are the names of labels.
+    """
+    mu, labels = _labelled_means(model, dataloader, device)
     first = dict(zip(labels.unique().tolist(), first_of_each_class(labels).tolist(), strict=True))
     pairs = list(zip(list(first)[::2], list(first)[1::2], strict=False))
     if not pairs:
@@ -80,7 +96,9 @@ def visualize_interpolation(
     lines = [
         model.interpolate(mu[first[a]].to(device), mu[first[b]].to(device), num_samples, spherical) for a, b in pairs
     ]
-    return _saved(image_grids.interpolation(torch.cat(lines).cpu().numpy(), num_samples, pairs, spherical), save_path)
+    names = [(a, b) for a, b in (class_names(pair, classes) for pair in pairs)]
+    images = shaped(torch.cat(lines), model.image_shape)
+    return _saved(image_grids.interpolation(images, num_samples, names, spherical), save_path)
 
 
 def visualize_latent_manifold(
@@ -98,8 +116,8 @@ def visualize_latent_manifold(
         )
     side = max(2, math.isqrt(num_samples))
     with torch.no_grad():
-        decoded = _ready(model, device).images(prior_grid(side).to(device)).cpu()
-    return _saved(image_grids.latent_manifold(decoded.numpy(), side), save_path)
+        decoded = shaped(_ready(model, device).images(prior_grid(side).to(device)), model.image_shape)
+    return _saved(image_grids.latent_manifold(decoded, side), save_path)
 
 
 def visualize_latent_arithmetic(
@@ -108,21 +126,22 @@ def visualize_latent_arithmetic(
     device: Device = "cpu",
     terms: tuple[int, int, int] = (8, 3, 1),
     save_path: SavePath = None,
+    classes: Sequence[str] = (),
 ) -> Figure:
-    """The decoded mean latents of the classes a, b and c in `terms`, and of a − b + c."""
+    """The decoded mean latents of the classes a, b and c in `terms`, and of a − b + c; `classes` name the labels."""
     means = latent_means(model, dataloader, device)
     missing = [label for label in terms if label not in means]
     if missing:
         raise DataError(f"the DataLoader has no images labelled {missing}, only {sorted(means)}")
     a, b, c = (means[label] for label in terms)
     with torch.no_grad():
-        decoded = model.images(torch.stack([a, b, c, a - b + c]).to(device)).cpu()
-    return _saved(image_grids.latent_arithmetic(decoded.numpy(), terms), save_path)
+        decoded = shaped(model.images(torch.stack([a, b, c, a - b + c]).to(device)), model.image_shape)
+    return _saved(image_grids.latent_arithmetic(decoded, class_names(terms, classes)), save_path)
 
 
 def latent_means(model: VAE, dataloader: DataLoader[Any], device: Device = "cpu") -> dict[int, Tensor]:
     """The mean of the posterior means of each class, [L], by label."""
-    mu, labels = _posterior_means(model, dataloader, device, None)
+    mu, labels = _labelled_means(model, dataloader, device)
     return {int(label): mu[labels == label].mean(0) for label in labels.unique()}
 
 
@@ -146,35 +165,39 @@ def _check_positive(num_samples: int) -> None:
         raise ConfigError(f"num_samples is {num_samples}, allowed is 1 or more")
 
 
-def _first(
-    model: VAE, dataloader: DataLoader[Any], num_samples: int | None, labelled: bool = False
-) -> tuple[Tensor, Tensor]:
-    """The first `num_samples` images of the loader (None: all) as floats [N, D], and with `labelled` their labels [N].
+def _first(model: VAE, dataloader: DataLoader[Any], num_samples: int | None) -> tuple[Tensor, list[Any]]:
+    """The first `num_samples` images of the loader (None: all) as floats [N, D], and the batches that they are from.
 
     Raises DataError where there are none, or `image_batch` refuses them.
     """
     _check_positive(1 if num_samples is None else num_samples)
     found: list[Tensor] = []
-    labels: list[Tensor] = []
+    batches: list[Any] = []
     for batch in dataloader:
         found.append(to_float(image_batch(batch, model.input_dim)).cpu())
-        if labelled:
-            labels.append(label_batch(batch).cpu())
+        batches.append(batch)
         if num_samples is not None and sum(map(len, found)) >= num_samples:
             break
     if not sum(map(len, found)):
         raise DataError("the DataLoader yields no images")
-    return torch.cat(found)[:num_samples], torch.cat(labels)[:num_samples] if labels else torch.empty(0)
+    return torch.cat(found)[:num_samples], batches
+
+
+def _labelled_means(model: VAE, dataloader: DataLoader[Any], device: Device) -> tuple[Tensor, Tensor]:
+    """The posterior means [N, L] of all images of the loader, and their labels [N]."""
+    x, batches = _first(model, dataloader, None)
+    return _posterior_means(model, x, device), _labels(batches)
+
+
+def _labels(batches: list[Any]) -> Tensor:
+    return torch.cat([label_batch(batch).cpu() for batch in batches])
 
 
 @torch.no_grad()
-def _posterior_means(
-    model: VAE, dataloader: DataLoader[Any], device: Device, num_samples: int | None
-) -> tuple[Tensor, Tensor]:
-    """The posterior means [N, L] of the first `num_samples` images, and their labels [N]."""
-    x, labels = _first(model, dataloader, num_samples, labelled=True)
+def _posterior_means(model: VAE, x: Tensor, device: Device) -> Tensor:
+    """The posterior means [N, L] of images [N, D]."""
     _ready(model, device)
-    return torch.cat([model.encode(batch.to(device))[0].cpu() for batch in x.split(1024)]), labels
+    return torch.cat([model.encode(batch.to(device))[0].cpu() for batch in x.split(1024)])
 
 
 def _saved(figure: Figure, path: SavePath) -> Figure:
