@@ -45,10 +45,12 @@ def main(params: Params) -> None:
     every = {**metrics, **protocol}
     write_json(METRICS / "evaluate.json", {name: every[name] for name in COMPARED if name in every})
     write_json(METRICS / "evaluation.json", every)
-    write_atomically(METRICS / "per_class.csv", result.by_class().to_csv(index=False, float_format="%.4f"))
-    labels = test.labels.cpu().numpy()
+    write_atomically(
+        METRICS / "per_class.csv", result.by_class(dataset["classes"]).to_csv(index=False, float_format="%.4f")
+    )
     result.write_bounds(METRICS / "test_nll.npz", protocol)
-    write_arrays(METRICS / "latents.npz", mu=result.mu, logvar=result.logvar, labels=labels)
+    labels = {} if test.labels is None else {"labels": test.labels.cpu().numpy()}
+    write_arrays(METRICS / "latents.npz", mu=result.mu, logvar=result.logvar, **labels)
     print(describe(metrics, params))
     print(f"all metrics: {METRICS / 'evaluation.json'}, by class: {METRICS / 'per_class.csv'}")
     with tracking.resume(params, hardware, dataset, sha256(MODEL), training_run(params)) as run:
@@ -72,17 +74,18 @@ def further_metrics(model: VAE, train: Split, test: Split, result: Evaluation, p
     parts = split_kl(model, mu, logvar, seed=params.seed)
     if not parts:
         print(f"left out: {len(test):,} images are too few, the mutual information is at its maximum")
+    if train.labels is None or test.labels is None or len(train.labels.unique()) < 2:
+        print("left out: the linear probe and the quality of samples, which need images of two classes")
+        return parts
     print("fitting a linear probe of the latents")
     train_mu = posterior_means(model, train.images, params.evaluate).cpu().numpy()
     accuracy = linear_probe_accuracy(train_mu, train.labels.cpu(), result.mu, test.labels.cpu())
     print("training classifiers, in whose features samples are compared with images")
     binary = params.data.binarization != "none"
-    return {
-        **parts,
-        "linear_probe_accuracy": accuracy,
-        "linear_probe_images": len(train),
-        **sample_quality(model, train, test, params.evaluate, binary=binary, seed=params.seed),
-    }
+    quality = sample_quality(model, train, test, params.evaluate, binary=binary, seed=params.seed)
+    if not quality:
+        print(f"left out: {len(train):,} training images are too few beside {len(test):,} test images")
+    return {**parts, "linear_probe_accuracy": accuracy, "linear_probe_images": len(train), **quality}
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vae.config import EvaluateParams, ModelParams
-from vae.evaluation.anomalies import altered_digits, anomaly_scores, auroc
+from vae.evaluation.anomalies import altered_images, anomaly_scores, auroc
 from vae.evaluation.likelihood import evaluate
 from vae.models.vae import VAE
 
@@ -27,7 +27,7 @@ def test_digits_are_altered_as_their_names_say():
     digit[4:24, 10] = 255  # a stroke from the top to the bottom
     digit[4, 10:16] = 255  # and one from its upper end to the right
     images = digit.flatten().repeat(300, 1)
-    found = {name: altered.view(-1, 28, 28) for name, altered in altered_digits(images, seed=1).items()}
+    found = {name: altered.view(-1, 28, 28) for name, altered in altered_images(images, (1, 28, 28), seed=1).items()}
     for altered in found.values():
         assert altered.dtype == torch.uint8 and set(altered.unique().tolist()) == {0, 255}
     turned = found["rotated"][0]  # to the left: the strokes lie, and stand at the lower left
@@ -40,6 +40,16 @@ def test_digits_are_altered_as_their_names_say():
         *([9, column] for column in (12, 13, 14)),
         *([row, 12] for row in range(10, 19)),
     ]
+
+
+def test_colour_images_of_odd_sides_are_altered_too():
+    images = (torch.rand(4, 3 * 7 * 10, generator=torch.Generator().manual_seed(0)) * 255).byte()
+    shaped = images.view(4, 3, 7, 10)
+    found = {name: part.view(4, 3, 7, 10) for name, part in altered_images(images, (3, 7, 10)).items()}
+    assert torch.equal(found["rotated"], shaped.flip(2, 3))
+    assert torch.equal(found["inverted"], 255 - shaped)
+    assert torch.equal(found["shrunk"][:, :, 2, 2], shaped[:, :, :2, :2].amax((2, 3)))
+    assert found["shrunk"].count_nonzero() <= 4 * 3 * 3 * 5
 
 
 def test_scores_are_the_bounds_and_the_nll_minus_the_nats_of_the_compressed_image():

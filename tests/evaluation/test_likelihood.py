@@ -113,6 +113,15 @@ def test_metrics_are_means_over_images_and_those_of_classes_add_up_to_them():
     assert classes["active_units"].tolist() == [active_units(result.mu[label == LABELS]) for label in range(10)]
 
 
+def test_classes_have_their_names_and_images_without_labels_are_one_class():
+    params = EvaluateParams(importance_samples=2)
+    named = evaluate(model_of(), TARGETS, 2 * (LABELS % 2), params).by_class(["odd", "none", "even"])
+    assert named["class"].tolist() == ["odd", "even"]
+    result = evaluate(model_of(), TARGETS, None, params)
+    (row,) = result.by_class(["a"]).itertuples()
+    assert (row[1], row.images) == ("all", 23) and row.nll == pytest.approx(result.metrics()["nll"])
+
+
 def test_active_units_are_those_whose_mean_varies():
     generator = np.random.default_rng(0)
     mu = generator.normal(size=(5000, 4)) * np.sqrt([1.0, 0.02, 0.005, 0.0])

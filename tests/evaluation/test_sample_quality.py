@@ -18,9 +18,9 @@ from vae.models.vae import VAE
 class Fixed(nn.Module):
     """A model whose samples are the given mean images [M, D], in turn."""
 
-    def __init__(self, images):
+    def __init__(self, images, image_shape=(1, 28, 28)):
         super().__init__()
-        self.images, self.start = images, 0
+        self.images, self.start, self.image_shape = images, 0, image_shape
 
     def sample(self, n, generator):
         index = (self.start + torch.arange(n)) % len(self.images)
@@ -163,3 +163,27 @@ def test_the_seed_determines_the_metrics_and_the_global_random_state_is_unchange
         values = [metrics[name] for metrics in every]
         assert [other[name], other[f"{name}_sd"]] == pytest.approx([np.mean(values), np.std(values, ddof=1)])
     assert all(math.isfinite(value) for value in first.values())
+
+
+@pytest.mark.parametrize("image_shape", [(3, 9, 17), (3, 21, 14), (1, 1, 5)])
+def test_the_classifier_learns_classes_of_images_of_any_shape(image_shape, monkeypatch):
+    monkeypatch.setattr(quality, "STEPS", 60)
+    monkeypatch.setattr(quality, "CLASSIFIERS", 2)
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 3, (400,), generator=generator)
+    images = torch.randint(0, 40, (400, math.prod(image_shape)), generator=generator, dtype=torch.uint8)
+    images += (100 * labels).byte()[:, None]  # classes differ in brightness
+    train, test = Split(images[:300], labels[:300]), Split(images[300:], labels[300:])
+    model = Fixed(to_float(test.images), image_shape)
+    found = quality.sample_quality(model, train, test, EvaluateParams(), binary=False)
+    assert found["classifier_accuracy"] > 0.95
+    assert found["sample_frechet_distance"] < 1e-4
+    assert found["sample_precision"] == found["sample_recall"] == 1
+    assert found["sample_label_entropy"] <= math.log(3) + 1e-6
+
+
+def test_too_few_images_have_no_metrics():
+    few = Split(torch.zeros(200, 784, dtype=torch.uint8), torch.arange(200) % 10)
+    half, three = Split(few.images[:100], few.labels[:100]), Split(few.images[:3], few.labels[:3])
+    for test in (half, three):
+        assert quality.sample_quality(Fixed(to_float(few.images)), few, test, EvaluateParams()) == {}

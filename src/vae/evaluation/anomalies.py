@@ -1,6 +1,6 @@
 """Anomaly detection: images of another distribution by the model's likelihood, and where that fails.
 
-Shapes: N images, D = 784 pixels. Images are binarized, uint8 [N, D]: 0 and 255.
+Shapes: N images of D = C·H·W pixel values, as the model gets them, uint8 [N, D]: 0 and 255 if they are binarized.
 """
 
 import math
@@ -14,16 +14,24 @@ from torch.nn import functional as F
 
 from vae.config import EvaluateParams
 from vae.evaluation.likelihood import evaluate
+from vae.models.networks import ImageShape
 from vae.models.vae import VAE
 
 
-def altered_digits(images: Tensor, *, seed: int = 0) -> dict[str, Tensor]:
-    """Anomalies made of digits [N, D]: rotated by 90°, with a tenth of the pixels or all inverted, half the size."""
+def altered_images(images: Tensor, image_shape: ImageShape, *, seed: int = 0) -> dict[str, Tensor]:
+    """Anomalies made of images [N, D]: rotated, with a tenth of the pixels or all inverted, and half the size on black.
+
+    They are rotated by 90°, or by 180° where that would change their sides.
+    """
     generator = torch.Generator().manual_seed(seed)
     noise = (torch.rand(images.shape, generator=generator) < 0.1).to(images)
-    square = images.view(-1, 28, 28)
-    shrunk = F.pad(F.max_pool2d(square.float(), 2), (7, 7, 7, 7)).to(images)
-    rotated, shrunk = square.rot90(dims=(1, 2)).flatten(1), shrunk.flatten(1)
+    shaped = images.view(-1, *image_shape)
+    _, height, width = image_shape
+    rotated = shaped.rot90(1 if height == width else 2, dims=(2, 3))
+    left, top = width - width // 2, height - height // 2  # of the border, in all
+    border = (left // 2, left - left // 2, top // 2, top - top // 2)
+    shrunk = F.pad(F.max_pool2d(shaped.float(), 2), border).to(images)
+    rotated, shrunk = rotated.flatten(1), shrunk.flatten(1)
     return {"rotated": rotated, "noisy": images ^ 255 * noise, "inverted": 255 - images, "shrunk": shrunk}
 
 
@@ -32,7 +40,7 @@ def anomaly_scores(model: VAE, images: Tensor, params: EvaluateParams, *, seed: 
 
     The last is the score of Serrà et al. 2020, −log p(x) − L(x), where L(x) is the length of the compressed image.
     """
-    found = evaluate(model, images, torch.zeros(len(images), dtype=torch.int64), params, seed=seed).images
+    found = evaluate(model, images, None, params, seed=seed).images
     complexity = math.log(2) * np.array([8 * len(zlib.compress(image.tobytes(), 9)) for image in images.cpu().numpy()])
     return pd.DataFrame({"−ELBO": -found["elbo"], "NLL": found["nll"], "NLL − complexity": found["nll"] - complexity})
 

@@ -6,7 +6,7 @@ Metrics of the test set as a whole are in `kl_decomposition`, `linear_probe` and
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from vae.progress import Progress
 ACTIVE_UNIT_VARIANCE = 0.01  # Burda et al. 2016, section 5.2
 # Posterior collapse. Many unused dimensions alone are normal: at β = 1 on MNIST, about half of 40.
 COLLAPSED_SHARE = 0.9
-COLLAPSED_KL = 0.1  # nats per image; the class of a digit takes 2.3
+COLLAPSED_KL = 0.1  # nats per image; which of ten classes it is of takes 2.3
 
 SECONDS_BETWEEN_CHECKPOINTS = 15.0
 
@@ -65,18 +65,26 @@ class Evaluation:
         }
         return {name: value for name, value in metrics.items() if not math.isnan(value)}
 
-    def by_class(self) -> pd.DataFrame:
-        """One row per class: the number of images, the means and errors of `summary`, and the active units."""
+    def by_class(self, classes: Sequence[str] = ()) -> pd.DataFrame:
+        """One row per class: the number of images, the means and errors of `summary`, and the active units.
+
+        `classes` are the names of labels. Without labels, there is one row for the class "all".
+        """
+        parts: dict[Any, pd.DataFrame] = {"all": self.images}
+        if "label" in self.images:
+            labels = self.images["label"].to_numpy()
+            parts = {classes[n] if classes else n: self.images[labels == n] for n in np.unique(labels)}
         rows = [
-            {"class": label, "images": len(part), **summary(part), "active_units": active_units(self.mu[part.index])}
-            for label, part in self.images.groupby("label")
+            {"class": name, "images": len(part), **summary(part), "active_units": active_units(self.mu[part.index])}
+            for name, part in parts.items()
         ]
         return pd.DataFrame(rows)
 
     def write_bounds(self, path: Path, protocol: Mapping[str, Any]) -> None:
-        """Write −ELBO, KL and NLL of each image in nats, [N] each, their labels and the protocol as .npz."""
+        """Write −ELBO, KL and NLL of each image in nats, [N] each, their labels if any, and the protocol as .npz."""
         bounds = {"neg_elbo": -self.images["elbo"], "kl": self.images["kl"], "nll": self.images["nll"]}
-        write_arrays(path, **bounds, labels=self.images["label"], **protocol)
+        labels = {"labels": self.images["label"]} if "label" in self.images else {}
+        write_arrays(path, **bounds, **labels, **protocol)
 
 
 def protocol_of(params: Params, dataset: Mapping[str, Any], weights_sha256: str) -> dict[str, Any]:
@@ -141,8 +149,9 @@ def describe(metrics: Mapping[str, float], params: Params) -> str:
     if "mutual_information" in metrics:
         lines += [f"mutual information of latents and image {metrics['mutual_information']:.2f} nats"]
     if "linear_probe_accuracy" in metrics:
+        lines += [f"linear probe of the latents {metrics['linear_probe_accuracy']:.1%}"]
+    if "sample_frechet_distance" in metrics:
         lines += [
-            f"linear probe of the latents {metrics['linear_probe_accuracy']:.1%}",
             f"Fréchet distance of samples {metrics['sample_frechet_distance']:.1f} "
             f"± {metrics['sample_frechet_distance_sd']:.1f} (training images {metrics['train_frechet_distance']:.1f})",
             f"precision of samples {metrics['sample_precision']:.0%} (training images "
@@ -177,7 +186,7 @@ def active_units(mu: Floats) -> int:
 def evaluate(
     model: VAE,
     targets: Tensor,
-    labels: Tensor,
+    labels: Tensor | None,
     params: EvaluateParams,
     *,
     seed: int = 0,
@@ -211,7 +220,8 @@ def evaluate(
                 saved = time.monotonic()
     columns, mu, logvar = _joined(parts)
     images = pd.DataFrame(columns.numpy(), columns=COLUMNS + layer_columns(model))
-    images = images.assign(label=labels.cpu().numpy(), elbo=-(images["reconstruction"] + images["kl"]))
+    images = images.assign(elbo=-(images["reconstruction"] + images["kl"]))
+    images = images if labels is None else images.assign(label=labels.cpu().numpy())
     return Evaluation(images, mu.numpy(), logvar.numpy())
 
 

@@ -11,7 +11,7 @@ from vae.models.vae import VAE
 
 @torch.no_grad()
 def posterior_means(model: VAE, images: Tensor, params: EvaluateParams) -> Tensor:
-    """The means of q(z|x), [N, L], of binarized `images`, uint8 [N, D] on the model's device."""
+    """The means of q(z|x), [N, L], of `images` as the model gets them, uint8 [N, D] on the model's device."""
     model.eval()
     return torch.cat([model.encode(to_float(batch))[0] for batch in images.split(params.chunk_size)])
 

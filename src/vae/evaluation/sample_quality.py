@@ -4,11 +4,12 @@ The metrics are those of the FID and the Inception Score (Heusel et al. 2017, Sa
 recall (Kynkäänniemi et al. 2019), but the classifiers are trained here on the data set itself: compare them between
 models of one data set and binarization, never with an FID.
 
-Shapes: N images, D pixels, F features. Images are binarized, uint8 [N, D].
+Shapes: N images of D = C·H·W pixel values, uint8 [N, D], binarized unless `binary` is False; F features.
 """
 
 import math
 import statistics
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 from vae.config import EvaluateParams
 from vae.data.binarization import to_float
 from vae.data.datasets import Split
+from vae.models.networks import ImageShape
 from vae.models.vae import VAE
 
 FEATURES = 64  # few enough for a covariance from 1,000 images
@@ -32,7 +34,13 @@ ROWS_AT_ONCE = 500  # of a matrix of distances
 def sample_quality(
     model: VAE, train: Split, test: Split, params: EvaluateParams, *, binary: bool = True, seed: int = 0
 ) -> dict[str, float]:
-    """Means over `CLASSIFIERS` of `metrics_of_one_classifier`, and standard deviations, `…_sd`, of those of samples."""
+    """Means over `CLASSIFIERS` of `metrics_of_one_classifier`, and standard deviations, `…_sd`, of those of samples.
+
+    There are none (the result is empty) with too few images to train the classifiers beside as many images as are in
+    the test, or for the nearest neighbours among these.
+    """
+    if len(train) - len(test) < BATCH_SIZE or len(test) <= NEIGHBOURS:
+        return {}
     seeds = range(seed * CLASSIFIERS, (seed + 1) * CLASSIFIERS)
     found = [metrics_of_one_classifier(model, train, test, params, binary=binary, seed=seed) for seed in seeds]
     columns = {name: [metrics[name] for metrics in found] for name in found[0]}
@@ -48,14 +56,14 @@ def metrics_of_one_classifier(
 
     `sample_frechet_distance` (squared, as the FID) has a floor, `train_frechet_distance`: that of as many training
     images, which are held out from the classifier's training. `sample_confidence` is the mean probability of the
-    most probable class, `sample_label_entropy` the entropy of the samples' class distribution in nats, at most ln 10.
-    `sample_precision` and `sample_recall` are those of `precision_and_recall`, `train_…` those of the training images.
-    Unless `binary`, samples are pixel probabilities.
+    most probable class, `sample_label_entropy` the entropy of the samples' class distribution in nats, at most the
+    logarithm of the number of classes, ln 10 for MNIST. `sample_precision` and `sample_recall` are those of
+    `precision_and_recall`, `train_…` those of the training images. Unless `binary`, samples are mean images.
     """
     generator = torch.Generator(test.images.device).manual_seed(seed)
     order = torch.randperm(len(train), generator=generator, device=test.images.device)
     held, used = order[: len(test)], order[len(test) :]
-    classifier = train_classifier(train.images[used], train.labels[used], generator, seed)
+    classifier = train_classifier(train.images[used], train.labels[used], model.image_shape, generator, seed)
     samples = sample_images(model, len(test), params, generator, binary=binary)
     with torch.no_grad():
         features = {
@@ -83,16 +91,24 @@ def metrics_of_one_classifier(
     }
 
 
-def train_classifier(images: Tensor, labels: Tensor, generator: torch.Generator, seed: int) -> nn.Sequential:
+def train_classifier(
+    images: Tensor, labels: Tensor, image_shape: ImageShape, generator: torch.Generator, seed: int
+) -> nn.Sequential:
     """Train two convolutions and two linear layers for a fixed number of steps; all but the last layer give features.
 
     `seed` determines the initial weights, `generator` the batches.
     """
+    channels, *sides = image_shape
+    padding = 0 if min(sides) >= 13 else 2  # with smaller sides, nothing is left after two convolutions without
+    for _ in range(2):
+        sides = [(side + 2 * padding - 5) // 2 + 1 for side in sides]
+    convolution = partial(nn.Conv2d, kernel_size=5, stride=2, padding=padding)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        convolutions = [nn.Conv2d(1, 8, 5, stride=2), nn.ReLU(), nn.Conv2d(8, 16, 5, stride=2), nn.ReLU()]
-        features = [nn.Flatten(), nn.Linear(16 * 4 * 4, FEATURES), nn.ReLU()]
-        classifier = nn.Sequential(nn.Unflatten(1, (1, 28, 28)), *convolutions, *features, nn.Linear(FEATURES, 10))
+        layers = [convolution(channels, 8), nn.ReLU(), convolution(8, 16), nn.ReLU()]
+        layers += [nn.Flatten(), nn.Linear(16 * math.prod(sides), FEATURES), nn.ReLU()]
+        layers += [nn.Linear(FEATURES, int(labels.max()) + 1)]
+        classifier = nn.Sequential(nn.Unflatten(1, image_shape), *layers)
     classifier.to(images.device)
     optimizer = torch.optim.Adam(classifier.parameters(), LEARNING_RATE)
     with torch.backends.cudnn.flags(enabled=True, deterministic=True):
@@ -107,7 +123,7 @@ def train_classifier(images: Tensor, labels: Tensor, generator: torch.Generator,
 
 @torch.no_grad()
 def sample_images(model: VAE, n: int, params: EvaluateParams, generator: torch.Generator, *, binary: bool) -> Tensor:
-    """`n` samples of the model, floats [n, D]: 0 or 1, or pixel probabilities unless `binary`."""
+    """`n` samples of the model, floats [n, D]: 0 or 1, or mean images unless `binary`."""
     model.eval()
     sizes = [min(params.chunk_size, n - start) for start in range(0, n, params.chunk_size)]
     images = torch.cat([model.sample(size, generator) for size in sizes])

@@ -10,7 +10,7 @@ from vae.data.binarization import binarize_once
 from vae.data.datasets import load
 from vae.device import resolve
 from vae.errors import DownloadError
-from vae.evaluation.anomalies import altered_digits, anomaly_scores, auroc
+from vae.evaluation.anomalies import altered_images, anomaly_scores, auroc
 from vae.files import write_atomically
 from vae.workflow.command_line import ArgumentParser, errors_in_one_line
 from vae.workflow.stages import binary_test_images, fetch_dataset, load_model
@@ -25,8 +25,8 @@ def compare_scores(params: Params) -> pd.DataFrame:
     device = resolve(params.train).device
     model = load_model(params, device)
     images, _ = binary_test_images(params, 2 * IMAGES)
-    normal, other_digits = images[::2], images[1::2]
-    kinds = altered_digits(other_digits, seed=params.seed)
+    normal, others = images[::2], images[1::2]
+    kinds = altered_images(others, model.image_shape, seed=params.seed)
     kinds |= {
         name: found for name in OTHERS if name != params.data.dataset and (found := other_images(name)) is not None
     }

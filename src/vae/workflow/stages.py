@@ -104,13 +104,14 @@ def load_model(params: Params, device: Any) -> VAE:
 
 
 def read_evaluation() -> tuple[pd.DataFrame, Any, Any]:
-    """What an `Evaluation` is made of: label, ELBO and KL of each test image, and the posteriors [N, L]."""
+    """What an `Evaluation` is made of: label (if any), ELBO and KL of each test image, and the posteriors [N, L]."""
     return (read_output(METRICS / "test_nll.npz", _bounds), *read_output(METRICS / "latents.npz", _posteriors))
 
 
 def _bounds(path: Path) -> pd.DataFrame:
     with np.load(path) as images:
-        return pd.DataFrame({"label": images["labels"], "elbo": -images["neg_elbo"], "kl": images["kl"]})
+        labels = {"label": images["labels"]} if "labels" in images else {}
+        return pd.DataFrame({**labels, "elbo": -images["neg_elbo"], "kl": images["kl"]})
 
 
 def _posteriors(path: Path) -> tuple[Any, Any]:
