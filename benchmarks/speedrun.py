@@ -70,7 +70,7 @@ def main() -> None:
 def train(params: Params, on_epoch: OnEpoch = lambda model, records: None) -> tuple[VAE, list[Record]]:
     """The model of `params` after `fit()`, and its records; `on_epoch` gets both after each epoch."""
     images, validation = split_validation(load(RAW, "train"), params.data.validation_size)
-    model = VAE.from_params(params.model, params.seed)
+    model = VAE.from_params(params.resolved_model, params.seed)
     model.initialize_from_data(images.images)
     records: list[Record] = []
 

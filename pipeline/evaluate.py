@@ -21,7 +21,8 @@ from vae.workflow.stages import METRICS, MODEL, RAW, checkpoint_folder, load_mod
 
 # What `dvc metrics diff`, `dvc exp show` and `make compare` show of an evaluation.
 COMPARED = (
-    *("reconstruction", "kl", "elbo", "nll", "nll_standard_error", "importance_samples", "active_units"),
+    *("reconstruction", "kl", "elbo", "nll", "nll_standard_error", "bits_per_dimension", "importance_samples"),
+    "active_units",
     *("mutual_information", "linear_probe_accuracy", "sample_frechet_distance"),
 )
 

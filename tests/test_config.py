@@ -64,6 +64,13 @@ def test_a_value_is_loaded_with_its_type_and_the_others_keep_their_defaults(load
     assert type(flat[name]) is type(value)
 
 
+def test_the_likelihood_is_that_of_the_images():
+    assert Params().resolved_model.likelihood == "bernoulli"
+    grey = Params().replaced({"data.binarization": "none"})
+    assert grey.resolved_model.likelihood == "discretized_logistic"
+    assert grey.replaced({"model.likelihood": "gaussian"}).resolved_model.likelihood == "gaussian"
+
+
 @pytest.mark.parametrize(
     "content, key, given, allowed",
     [
@@ -119,6 +126,19 @@ def test_a_mirror_that_is_not_a_url_is_refused(load, url):
         ("data: {source: bundled, dataset: KMNIST}", "data.source 'bundled' holds MNIST only, not KMNIST"),
         ("model: {architecture: conv, decoder_skip: true}", "decoder_skip requires architecture 'mlp', not 'conv'"),
         ("model: {architecture: conv, activation: glu}", "activation 'glu' requires architecture 'mlp', not 'conv'"),
+        (
+            "data: {binarization: none}\nmodel: {likelihood: bernoulli}",
+            "model.likelihood 'bernoulli' requires black-and-white images, not data.binarization 'none': allowed "
+            "with it are 'discretized_logistic' and 'gaussian'",
+        ),
+        (
+            "model: {likelihood: gaussian}",
+            "model.likelihood 'gaussian' requires grey or colour values: data.binarization 'none', not 'dynamic'",
+        ),
+        (
+            "search: {space: {likelihood: [auto]}}",
+            "search.space: likelihood can't be searched: probabilities and densities don't compare",
+        ),
         ("model: {dense_dims: [8]}", "dense_dims requires architecture 'conv', not 'mlp': use hidden_dims"),
         (
             "train: {epochs: 10, kl_cycles: 3, kl_warmup_epochs: 4}",

@@ -45,7 +45,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 ARCHITECTURE_NAMES = ["mlp", "conv"]
 PRIOR_NAMES = ["standard", "gaussian_mixture", "vampprior", "realnvp"]
 FACTORIZED_PRIORS = {"standard"}  # those with independent dimensions, whose KL has a closed form for each
-LIKELIHOOD_NAMES = ["bernoulli"]
+LIKELIHOOD_NAMES = ["auto", "bernoulli", "gaussian", "discretized_logistic"]
+BINARY_LIKELIHOODS = {"bernoulli"}  # those of black-and-white images; the others are for grey and colour values
 
 
 @dataclass(frozen=True)
@@ -152,8 +153,10 @@ class ModelParams(Section):
     """Affine couplings of the prior realnvp."""
     prior_width: PositiveInt = 128
     """Width of the two hidden layers of each of these couplings."""
-    likelihood: Annotated[str, OneOf(LIKELIHOOD_NAMES)] = "bernoulli"
-    """p(x|z): the distribution of the pixels."""
+    likelihood: Annotated[str, OneOf(LIKELIHOOD_NAMES)] = "auto"
+    """p(x|z): the distribution of pixel values; auto is bernoulli if they are binarized, else discretized_logistic."""
+    likelihood_components: PositiveInt = 2
+    """Logistic distributions that discretized_logistic mixes for each pixel value."""
     lower_latent_dims: Annotated[tuple[PositiveInt, ...], Field(strict=False)] = ()
     """Latents of further stochastic layers, after the decoder's first, second … layer (conv: at each position)."""
 
@@ -268,6 +271,24 @@ def check_together(model: ModelParams, train: TrainParams) -> None:
         raise ValueError("train.doubly_reparameterized requires a model without lower_latent_dims")
 
 
+def resolved_likelihood(model: ModelParams, binarization: Binarization) -> ModelParams:
+    """`model` with the likelihood that auto stands for. Raises ValueError for one that doesn't fit the binarization."""
+    binary = binarization != "none"
+    if model.likelihood == "auto":
+        return model.model_copy(update={"likelihood": "bernoulli" if binary else "discretized_logistic"})
+    if binary and model.likelihood not in BINARY_LIKELIHOODS:
+        raise ValueError(
+            f"model.likelihood '{model.likelihood}' requires grey or colour values: data.binarization 'none', "
+            f"not '{binarization}'"
+        )
+    if not binary and model.likelihood in BINARY_LIKELIHOODS:
+        raise ValueError(
+            f"model.likelihood '{model.likelihood}' requires black-and-white images, not data.binarization 'none': "
+            "allowed with it are 'discretized_logistic' and 'gaussian'"
+        )
+    return model
+
+
 class EvaluateParams(Section):
     """How the test set is evaluated."""
 
@@ -338,6 +359,7 @@ SEARCHED: dict[str, type[Section]] = {"model": ModelParams, "train": TrainParams
 NOT_SEARCHED = {
     "epochs": "search.epochs sets the length of all trials",
     "objective": "trials are ranked by the metric of one objective",
+    "likelihood": "probabilities and densities don't compare",
 }
 
 
@@ -405,6 +427,7 @@ class Params(Seeded):
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
         check_together(self.model, self.train)
+        resolved_likelihood(self.model, self.data.binarization)
         if self.train.objective == "iwae" and "importance_samples" in self.search.space:
             raise ValueError(
                 "search.space: importance_samples can't be searched with train.objective 'iwae', since bounds with "
@@ -413,6 +436,11 @@ class Params(Seeded):
         if self.data.source == "bundled" and self.data.dataset != "MNIST":
             raise ValueError(f"data.source 'bundled' holds MNIST only, not {self.data.dataset}")
         return self
+
+    @property
+    def resolved_model(self) -> ModelParams:
+        """What the model is made with: `model`, with the likelihood that auto stands for."""
+        return resolved_likelihood(self.model, self.data.binarization)
 
     def flat(self) -> dict[str, Any]:
         """Every parameter under its dotted name, `{"train.beta": 1.0, …}`, as MLflow shows them."""

@@ -122,6 +122,16 @@ def test_classes_have_their_names_and_images_without_labels_are_one_class():
     assert (row[1], row.images) == ("all", 23) and row.nll == pytest.approx(result.metrics()["nll"])
 
 
+def test_bits_per_dimension_are_those_of_a_discretized_likelihood_only():
+    metrics = {}
+    for likelihood in ("bernoulli", "gaussian", "discretized_logistic"):
+        model = VAE(64, [16], 2, likelihood=likelihood)
+        metrics[likelihood] = evaluate(model, TARGETS[:, :64], LABELS, EvaluateParams(importance_samples=2)).metrics()
+    bits = metrics["discretized_logistic"].pop("bits_per_dimension")
+    assert bits == pytest.approx(metrics["discretized_logistic"]["nll"] / math.log(2) / 64)
+    assert metrics["bernoulli"].keys() == metrics["gaussian"].keys() == metrics["discretized_logistic"].keys()
+
+
 def test_active_units_are_those_whose_mean_varies():
     generator = np.random.default_rng(0)
     mu = generator.normal(size=(5000, 4)) * np.sqrt([1.0, 0.02, 0.005, 0.0])

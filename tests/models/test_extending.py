@@ -41,7 +41,7 @@ def registered():
     ],
 )
 def test_a_new_part_is_configured_trained_evaluated_sampled_and_saved(tmp_path, part, binarization):
-    params = Params(model={"hidden_dims": (16,), "latent_dim": 2} | part)
+    params = Params(model={"hidden_dims": (16,), "latent_dim": 2} | part, data={"binarization": binarization})
     images = torch.randint(0, 256, (200, 784), dtype=torch.uint8)
     split = Split(images, torch.arange(200) % 10)
     model = VAE.from_params(params.model, seed=0)
@@ -54,4 +54,4 @@ def test_a_new_part_is_configured_trained_evaluated_sampled_and_saved(tmp_path, 
     assert metrics["nll"] < -metrics["elbo"]
     assert model.sample(3).shape == (3, 784)
     model.save(tmp_path / "vae.safetensors")
-    assert VAE.load(tmp_path / "vae.safetensors").params == params.model
+    assert VAE.load(tmp_path / "vae.safetensors").params == model.params

@@ -29,8 +29,8 @@ def blobs(n, seed=0):
 TRAIN, VALIDATION = blobs(300), blobs(90, seed=1)
 
 
-def train(params=None, hardware=CPU, **options):
-    model = VAE.from_params(SMALL, options.get("seed", 0))
+def train(params=None, hardware=CPU, likelihood="auto", **options):
+    model = VAE.from_params(SMALL.model_copy(update={"likelihood": likelihood}), options.get("seed", 0))
     settings = {"epochs": 3, "batch_size": 64, "optimizer": "adam"} | (params or {})
     return model, fit(model, TRAIN, VALIDATION, TrainParams(**settings), hardware, **options)
 
@@ -60,11 +60,11 @@ def test_the_same_seed_gives_the_same_weights_bit_for_bit_and_another_seed_other
 
 def test_metrics_of_an_epoch_are_means_over_images_whatever_the_batches():
     model = VAE.from_params(SMALL, 0)
-    mu, logvar = model.encode(to_float(TRAIN.images))
+    mu, logvar = model.encode((TRAIN.images > 127).float())
     exact = kl_divergence(Normal(mu, torch.exp(0.5 * logvar)), Normal(0.0, 1.0)).sum(1).mean().item()
     for batch_size in (299, 150):
         params = TrainParams(epochs=1, batch_size=batch_size, learning_rate=1e-30, muon_learning_rate=1e-30)
-        record = fit(model, TRAIN, VALIDATION, params, CPU, binarization="none").history[0]
+        record = fit(model, TRAIN, VALIDATION, params, CPU, binarization="threshold").history[0]
         assert record["train/kl"] == pytest.approx(exact, rel=1e-4)
 
 
@@ -358,7 +358,8 @@ def test_the_model_sees_every_image_once_an_epoch_binarized_as_configured(binari
         return encode(self, x)
 
     monkeypatch.setattr(VAE, "encode", spy)
-    train({"epochs": 2}, binarization=binarization)
+    likelihood = "discretized_logistic" if binarization == "none" else "bernoulli"
+    train({"epochs": 2}, binarization=binarization, likelihood=likelihood)
     first, second = (sorted(epoch.tolist()) for epoch in torch.cat(seen).split(len(TRAIN)))
     values = torch.cat(seen).unique().tolist()
     assert values == pytest.approx([0.0, 230 / 255] if binarization == "none" else [0.0, 1.0])
@@ -474,3 +475,25 @@ def test_cuda_trains_with_its_automatic_settings():
     _, reference = train({"epochs": 5})
     _, fitted = train({"epochs": 5}, hardware=hardware)
     assert fitted.best["val/neg_elbo"] == pytest.approx(reference.best["val/neg_elbo"], rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "binarization", "reason"),
+    [
+        ("auto", "none", "'bernoulli' requires black-and-white images"),
+        ("discretized_logistic", "threshold", "requires grey or colour values: data.binarization 'none'"),
+    ],
+)
+def test_a_likelihood_of_other_images_is_refused(likelihood, binarization, reason):
+    with pytest.raises(ConfigError, match=reason):
+        train(binarization=binarization, likelihood=likelihood)
+
+
+@pytest.mark.parametrize("likelihood", ["gaussian", "discretized_logistic"])
+def test_grey_images_are_learned_by_each_likelihood_for_them(likelihood):
+    model, fitted = train({"epochs": 12, "learning_rate": 1e-2}, binarization="none", likelihood=likelihood)
+    curve = [record["val/neg_elbo"] for record in fitted.history]
+    assert min(curve) < curve[0] - 200
+    x = to_float(VALIDATION.images)
+    errors = [(images - x).square().mean() for images in (model.reconstruct(x), x.mean(0))]
+    assert errors[0] < 0.8 * errors[1]

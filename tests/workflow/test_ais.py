@@ -34,9 +34,7 @@ def test_the_check_compares_with_the_importance_weighted_nll_and_brackets_that_o
     assert found["weights_sha256"] == sha256(project / "models/vae.safetensors")
 
 
-def test_refused_sizes_and_grey_images_are_one_line(project, ais):
+def test_refused_sizes_are_one_line(project, ais):
     ais("--chains=0").fails_with("chains is 0", "greater than or equal to 1")
     ais("--images=1").fails_with("images is 1", "greater than or equal to 2")
     ais("--chain=3").fails_with("unknown flag --chain", "--chains", code=2)
-    project.set({"data.binarization": "none"})
-    ais().fails_with("data.binarization is 'none'")

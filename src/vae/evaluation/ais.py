@@ -134,9 +134,9 @@ def state_at(model: VAE, u: Tensor, x: Tensor) -> State:
 
 @torch.no_grad()
 def sample_images(model: VAE, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """`n` binary images of the model, floats [n, D], and the latents that they were generated from, [n, U]."""
+    """`n` sampled images of the model, floats [n, D], and the latents that they were generated from, [n, U]."""
     u = sample_latents(model, n, generator)
-    return torch.bernoulli(model.likelihood.mean(decode(model, u)), generator=generator), u
+    return model.likelihood.sample(decode(model, u), generator), u
 
 
 @torch.no_grad()
@@ -147,7 +147,7 @@ def sample_latents(model: VAE, n: int, generator: torch.Generator) -> Tensor:
 
 
 def decode(model: VAE, u: Tensor) -> Tensor:
-    """Latents [M, U] -> the likelihood's parameters, [M, D]."""
+    """Latents [M, U] -> the likelihood's parameters, [M, P·D]."""
     if not model.hierarchy:
         return model.decode(u)
     z, *noise = u.split(

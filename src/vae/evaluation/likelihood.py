@@ -49,12 +49,14 @@ class Evaluation:
     images: pd.DataFrame  # label, elbo, COLUMNS and, with several stochastic layers, `layer_columns`
     mu: Floats
     logvar: Floats
+    dimensions: int | None = None  # D, if the likelihood is a discretized one
 
     def metrics(self) -> dict[str, float]:
         """The `summary` of all images, and the number of active units, collapsed units and images.
 
-        Undefined errors are left out: the sampling error with fewer than four importance samples, the standard error
-        with one image.
+        With a discretized likelihood, also `bits_per_dimension`, nll / (D ln 2), which other models of the same 8-bit
+        images are compared by. Undefined errors are left out: the sampling error with fewer than four importance
+        samples, the standard error with one image.
         """
         active = active_units(self.mu)
         metrics = {
@@ -63,6 +65,8 @@ class Evaluation:
             "collapsed_units": self.mu.shape[1] - active,
             "n_test": len(self.images),
         }
+        if self.dimensions:
+            metrics["bits_per_dimension"] = metrics["nll"] / (self.dimensions * math.log(2))
         return {name: value for name, value in metrics.items() if not math.isnan(value)}
 
     def by_class(self, classes: Sequence[str] = ()) -> pd.DataFrame:
@@ -141,6 +145,8 @@ def describe(metrics: Mapping[str, float], params: Params) -> str:
     ]
     if by_layer := [f"{value:.2f}" for name, value in metrics.items() if name.startswith("kl_")]:
         lines += [f"KL of each stochastic layer, top first: {', '.join(by_layer)}"]
+    if "bits_per_dimension" in metrics:
+        lines += [f"{metrics['bits_per_dimension']:.3f} bits per dimension"]
     if "nll_sampling_error" in metrics:
         lines += [
             f"NLL with {tenth(params.evaluate.importance_samples)} samples {metrics['nll_tenth']:.2f}, sampling error "
@@ -193,7 +199,7 @@ def evaluate(
     progress: bool = False,
     checkpoints: Checkpoints | None = None,
 ) -> Evaluation:
-    """Evaluate `model` on binarized `targets`, uint8 [N, D], on the same device.
+    """Evaluate `model` on `targets`, uint8 [N, D] and binarized if the model is for such, on the same device.
 
     The reconstruction is a mean over all importance samples, and so is the KL where it has no closed form.
     With `checkpoints`, an interrupted evaluation resumes there, with the same metrics; the caller deletes them.
@@ -222,7 +228,8 @@ def evaluate(
     images = pd.DataFrame(columns.numpy(), columns=COLUMNS + layer_columns(model))
     images = images.assign(elbo=-(images["reconstruction"] + images["kl"]))
     images = images if labels is None else images.assign(label=labels.cpu().numpy())
-    return Evaluation(images, mu.numpy(), logvar.numpy())
+    dimensions = model.input_dim if model.likelihood.discretized else None
+    return Evaluation(images, mu.numpy(), logvar.numpy(), dimensions)
 
 
 def _evaluate_batch(model: VAE, x: Tensor, params: EvaluateParams, generator: torch.Generator) -> Part:

@@ -106,13 +106,14 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """From latents to the likelihood's parameters; further stochastic layers add to the features in between.
 
-    `output_bias` is the bias of the output, [D].
+    It is constructed with `(output_shape, params)`: that of images, with P times the channels, for P parameters of each
+    pixel value. `output_bias` is the bias of the output, [P·D].
     """
 
     output_bias: nn.Parameter
 
     def forward(self, z: Tensor, stochastic: Sequence[FeatureMap] = ()) -> Tensor:
-        """Latents [B, L] -> one number per pixel, [B, D]: for Bernoulli pixels, the logits.
+        """Latents [B, L] -> the parameters, [B, P·D]: for Bernoulli pixels, the logits.
 
         The i-th function in `stochastic` takes the features of the i-th layer, [B, *F], and returns those to go on
         with. They are of the same shape as those of the encoder's i-th layer from the end.
@@ -137,21 +138,21 @@ class MLPDecoder(Decoder):
     "Avoiding latent variable collapse with generative skip models").
     """
 
-    def __init__(self, image_shape: ImageShape, params: ModelParams) -> None:
+    def __init__(self, output_shape: ImageShape, params: ModelParams) -> None:
         super().__init__()
         widths = [params.latent_dim, *reversed(params.hidden_dims)]
         self.skip = params.decoder_skip
         n_skip = params.latent_dim if self.skip else 0
         self.hidden = dense_stack(widths, params.activation, params.residual, n_skip)
-        self.head = nn.Linear(widths[-1] + n_skip, math.prod(image_shape))
+        self.head = nn.Linear(widths[-1] + n_skip, math.prod(output_shape))
 
     @property
     def output_bias(self) -> nn.Parameter:  # type: ignore[override]
-        """The bias of the last layer, [D]."""
+        """The bias of the last layer, [P·D]."""
         return self.head.bias
 
     def forward(self, z: Tensor, stochastic: Sequence[FeatureMap] = ()) -> Tensor:
-        """[B, L] -> [B, D]; `stochastic` functions take and return [B, W]."""
+        """[B, L] -> [B, P·D]; `stochastic` functions take and return [B, W]."""
         h, skip = z, None
         for layer, function in zip_longest(self.hidden, stochastic):
             h = layer(h, skip)
@@ -226,10 +227,10 @@ class ConvDecoder(Decoder):
     more than the encoder had at this place, the last one is cut off.
     """
 
-    def __init__(self, image_shape: ImageShape, params: ModelParams) -> None:
+    def __init__(self, output_shape: ImageShape, params: ModelParams) -> None:
         super().__init__()
-        self.sizes = feature_sizes(image_shape, len(params.hidden_dims))[::-1]
-        channels = [*reversed(params.hidden_dims), image_shape[0]]
+        self.sizes = feature_sizes(output_shape, len(params.hidden_dims))[::-1]
+        channels = [*reversed(params.hidden_dims), output_shape[0]]
         self.shape = (*self.sizes[0], channels[0])
         widths = [params.latent_dim, *reversed(params.dense_dims)]
         self.stem = nn.Sequential(
@@ -243,10 +244,10 @@ class ConvDecoder(Decoder):
             shuffle = nn.PixelShuffle(factor) if factor > 1 else nn.Identity()
             layers.append(nn.Sequential(ACTIVATIONS[params.activation](), up, shuffle))
         self.hidden = nn.Sequential(*layers)
-        self.output_bias = nn.Parameter(torch.zeros(math.prod(image_shape)))
+        self.output_bias = nn.Parameter(torch.zeros(math.prod(output_shape)))
 
     def forward(self, z: Tensor, stochastic: Sequence[FeatureMap] = ()) -> Tensor:
-        """[B, L] -> [B, D]; `stochastic` functions take and return [B, channels, height, width]."""
+        """[B, L] -> [B, P·D]; `stochastic` functions take and return [B, channels, height, width]."""
         h = self.stem(z).view(-1, *self.shape).permute(0, 3, 1, 2)
         layers = zip_longest(self.hidden[::2], self.hidden[1::2], self.sizes[1:], stochastic)
         for block, up, (height, width), function in layers:

@@ -1,7 +1,7 @@
 """The VAE: an encoder, a decoder, a prior and a likelihood, and optionally further stochastic layers.
 
 Shapes: B images of D = C·H·W values in [0, 1], L latent dimensions, K posterior samples of each image, N standard
-normal numbers that sampling all latents takes (`noise_dim`).
+normal numbers that sampling all latents takes (`noise_dim`), P parameters that the likelihood has for each value.
 """
 
 import json
@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from vae.config import ModelParams, checked, takes_fields_of
+from vae.config import ModelParams, checked, resolved_likelihood, takes_fields_of
 from vae.data.binarization import to_float
 from vae.errors import ConfigError, DataError, WeightsError
 from vae.files import write_atomically
@@ -28,6 +28,7 @@ from vae.models.networks import DECODERS, ENCODERS, ImageShape, Posterior, initi
 from vae.models.priors import PRIORS
 
 DEFAULTS = ModelParams()
+MOMENTS_FROM = 2**27  # pixel values at most, evenly spaced images: 0.5 GB as floats
 
 
 class Terms(NamedTuple):
@@ -48,7 +49,7 @@ class PosteriorSamples(NamedTuple):
     """K samples of each image's posterior, and their decoding."""
 
     z: Tensor  # [B, K, L]
-    output: Tensor  # the likelihood's parameters, [B, K, D]
+    output: Tensor  # the likelihood's parameters, [B, K, P·D]
     layers: list[LayerSamples]  # of further stochastic layers
 
 
@@ -74,16 +75,21 @@ class VAE(nn.Module):
     ) -> None:
         super().__init__()
         self.params = checked(ModelParams, {"hidden_dims": hidden_dims, "latent_dim": latent_dim, **params})
+        if self.params.likelihood == "auto":  # `Params.resolved_model` knows what the images are like
+            self.params = resolved_likelihood(self.params, "dynamic")
         self.image_shape = _image_shape(input_dim, image_shape)
         self.input_dim = math.prod(self.image_shape)
         self.encoder = ENCODERS[self.params.architecture](self.image_shape, self.params)
-        self.decoder = DECODERS[self.params.architecture](self.image_shape, self.params)
+        likelihood = LIKELIHOODS[self.params.likelihood](self.params)
+        channels, *size = self.image_shape
+        output_shape = (channels * likelihood.parameters_per_pixel, *size)
+        self.decoder = DECODERS[self.params.architecture](output_shape, self.params)
         layers = range(len(self.params.lower_latent_dims))
         self.hierarchy = nn.ModuleList(StochasticLayer(index, self.image_shape, self.params) for index in layers)
         if self.params.initialization != "default":
             initialize(self, self.params.initialization)  # not the prior, which begins as N(0, I) or from the data
         self.prior = PRIORS[self.params.prior](self.input_dim, self.params, self.encode)
-        self.likelihood = LIKELIHOODS[self.params.likelihood]()
+        self.likelihood = likelihood
 
     @classmethod
     def from_params(
@@ -136,7 +142,7 @@ class VAE(nn.Module):
         return mu + torch.exp(0.5 * logvar) * noise
 
     def decode(self, z: Tensor, top_down: TopDown | None = None) -> Tensor:
-        """Latents [..., L] -> the likelihood's parameters, [..., D]: for Bernoulli pixels, their logits.
+        """Latents [..., L] -> the likelihood's parameters, [..., P·D]: for Bernoulli pixels, their logits.
 
         Further stochastic layers sample as `top_down` says; without it, their latents are the means of their priors.
         Raises DataError where z does not have L dimensions.
@@ -145,7 +151,7 @@ class VAE(nn.Module):
             raise DataError(f"latents have shape {tuple(z.shape)}, allowed is (..., {self.params.latent_dim})")
         stochastic = [partial(layer, top_down=top_down) for layer in self.hierarchy]
         output: Tensor = self.decoder(z.reshape(-1, z.shape[-1]), stochastic)
-        return output.float().view(*z.shape[:-1], self.input_dim)
+        return output.float().view(*z.shape[:-1], output.shape[-1])
 
     def kl(self, mu: Tensor, logvar: Tensor, log_prior: Tensor) -> Tensor:
         """KL(q(z|x) ‖ p(z)) as terms that add up to it, [..., L] -> [..., terms] (see `Prior.kl`)."""
@@ -192,7 +198,7 @@ class VAE(nn.Module):
 
     @property
     def output_bias(self) -> Tensor:
-        """The bias of the decoder's output, [D]."""
+        """The bias of the decoder's output, [P·D]."""
         return cast(Tensor, self.decoder.output_bias)
 
     def images(self, z: Tensor) -> Tensor:
@@ -233,9 +239,11 @@ class VAE(nn.Module):
     def initialize_from_data(self, images: Tensor) -> None:
         """Data-dependent initialization from `images` [N, D], uint8 or floats in [0, 1].
 
-        The output bias starts where the mean image is that of the data (Burda et al. 2016); the prior may follow.
+        The output bias starts where pixel values have about the mean and the standard deviation of the data (Burda et
+        al. 2016); the prior may follow.
         """
-        self.output_bias.copy_(self.likelihood.inverse_mean(to_float(images).mean(0)))
+        x = to_float(images[:: -(-images.numel() // MOMENTS_FROM)])
+        self.output_bias.copy_(self.likelihood.from_moments(x.mean(0), x.std(0, correction=0)))
         self.prior.initialize_from_data(images)
 
     def save(self, path: Path | str) -> None:

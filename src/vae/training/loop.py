@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from vae.checkpoints import Checkpoints, State
-from vae.config import Binarization, TrainParams, check_together
+from vae.config import Binarization, TrainParams, check_together, resolved_likelihood
 from vae.data.batches import InMemoryBatches, LoaderBatches, all_images
 from vae.data.binarization import binarize_once, to_float
 from vae.data.datasets import Split
@@ -97,6 +97,7 @@ def fit(
     """
     try:
         check_together(model.params, params)
+        resolved_likelihood(model.params, binarization)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     model.to(hardware.device)
@@ -372,8 +373,8 @@ def validate(model: VAE, targets: Tensor, hardware: Hardware, importance_samples
 def _warn_if_collapsed(model: VAE, targets: Tensor, best: Record) -> None:
     """Warn if the −ELBO is that of the mean image, which a decoder that ignores the latents reaches, within 1 %."""
     x = to_float(targets)
-    output = model.likelihood.inverse_mean(x.mean(0))
-    mean_image = model.likelihood.nll(output.expand_as(x), x).mean().item()
+    output = model.likelihood.from_moments(x.mean(0), x.std(0, correction=0))
+    mean_image = model.likelihood.nll(output.expand(len(x), -1), x).mean().item()
     if best["val/neg_elbo"] > mean_image - 0.01 * abs(mean_image):
         warnings.warn(
             f"the validation −ELBO, {best['val/neg_elbo']:.1f} nats per image, is no better than that of the data's "

@@ -26,7 +26,7 @@ class VAETrainer:
     `options` are the fields of `TrainParams`: `lr_schedule`, `max_grad_norm`, `kl_warmup_epochs`, `free_bits`,
     `early_stopping_patience`, `weight_decay`, `precision`, … An `optimizer` of PyTorch's replaces `learning_rate` and
     `lr_schedule`, too; a `scheduler` is stepped once per epoch. `binarization` is that of grey pixels:
-    "dynamic" samples them anew for every batch; with "none" the metrics are not likelihoods.
+    "dynamic" samples them anew for every batch; "none" keeps them, for a model with such a likelihood.
 
     Raises ConfigError for an option that is unknown, out of range, or not available on this machine.
     """

@@ -14,7 +14,7 @@ from vae.evaluation.likelihood import evaluate
 from vae.evaluation.paired import paired_difference
 from vae.files import rounded, sha256, write_json
 from vae.workflow.command_line import ArgumentParser, errors_in_one_line, scalar
-from vae.workflow.stages import MODEL, binary_test_images, load_model, read_dataset
+from vae.workflow.stages import MODEL, load_model, read_dataset, some_test_images
 
 OUTPUT = Path("results/ais.json")
 
@@ -37,7 +37,7 @@ def check_nll(params: Params, size: AISParams) -> None:
     """
     device = resolve(params.train).device
     model, dataset = load_model(params, device), read_dataset()
-    images, labels = binary_test_images(params, size.images)
+    images, labels = some_test_images(params, size.images)
     targets = images.to(device)
     generator = torch.Generator(device).manual_seed(params.seed)
     ais = AIS(model, generator, size.chains, size.temperatures, progress=True)

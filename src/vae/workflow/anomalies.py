@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 from torch import Tensor
 
-from vae.config import DataParams, DatasetName, Params, load_params
+from vae.config import Binarization, DataParams, DatasetName, Params, load_params
 from vae.data.binarization import binarize_once
 from vae.data.datasets import load
 from vae.device import resolve
@@ -13,7 +13,7 @@ from vae.errors import DownloadError
 from vae.evaluation.anomalies import altered_images, anomaly_scores, auroc
 from vae.files import write_atomically
 from vae.workflow.command_line import ArgumentParser, errors_in_one_line
-from vae.workflow.stages import binary_test_images, fetch_dataset, load_model
+from vae.workflow.stages import fetch_dataset, load_model, some_test_images
 
 OUTPUT = Path("results/anomalies.csv")
 OTHERS: tuple[DatasetName, ...] = ("MNIST", "FashionMNIST", "KMNIST")
@@ -24,11 +24,13 @@ def compare_scores(params: Params) -> pd.DataFrame:
     """The AUROC of each score for each kind of anomaly: altered test images, and the other data sets' if available."""
     device = resolve(params.train).device
     model = load_model(params, device)
-    images, _ = binary_test_images(params, 2 * IMAGES)
+    images, _ = some_test_images(params, 2 * IMAGES)
     normal, others = images[::2], images[1::2]
     kinds = altered_images(others, model.image_shape, seed=params.seed)
     kinds |= {
-        name: found for name in OTHERS if name != params.data.dataset and (found := other_images(name)) is not None
+        name: found
+        for name in OTHERS
+        if name != params.data.dataset and (found := other_images(name, params.data.binarization)) is not None
     }
     print(f"scoring {len(normal):,} test images and {len(kinds)} times as many others")
     scores = {
@@ -41,7 +43,7 @@ def compare_scores(params: Params) -> pd.DataFrame:
     return table
 
 
-def other_images(name: DatasetName) -> Tensor | None:
+def other_images(name: DatasetName, binarization: Binarization) -> Tensor | None:
     """Test images of another data set, binarized; None, with a line that says why, where it can't be downloaded."""
     folder = Path("results/data") / name
     try:
@@ -49,7 +51,7 @@ def other_images(name: DatasetName) -> Tensor | None:
     except DownloadError as error:
         print(f"left out: {error}")
         return None
-    return binarize_once(load(folder, "test").images[:IMAGES], "dynamic")
+    return binarize_once(load(folder, "test").images[:IMAGES], binarization)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from vae.data.binarization import binarize_once
 from vae.data.datasets import load
 from vae.data.download import IMAGE_SHAPE, class_names, fetch
 from vae.device import Hardware
-from vae.errors import ConfigError, DataError, WeightsError
+from vae.errors import DataError, WeightsError
 from vae.files import fingerprint, project_root, sha256, write_json
 from vae.models.vae import VAE
 
@@ -62,13 +62,8 @@ def read_dataset(path: Path = DATASET) -> dict[str, Any]:
         raise DataError(f"{path} can't be read ({error}): `dvc repro -f download` writes it") from None
 
 
-def binary_test_images(params: Params, count: int) -> tuple[Tensor, Tensor]:
-    """`count` test images, evenly spaced, binarized as in the evaluation, and their labels.
-
-    Raises ConfigError where images stay grey: the cross-entropy of these is no likelihood.
-    """
-    if params.data.binarization == "none":
-        raise ConfigError("data.binarization is 'none', allowed here are dynamic, static and threshold")
+def some_test_images(params: Params, count: int) -> tuple[Tensor, Tensor]:
+    """`count` test images, evenly spaced, binarized as in the evaluation, and their labels."""
     test = load(RAW, "test")
     chosen = torch.arange(min(count, len(test))) * len(test) // min(count, len(test))
     return binarize_once(test.images, params.data.binarization)[chosen], test.labels[chosen]
@@ -96,7 +91,7 @@ def load_model(params: Params, device: Any) -> VAE:
     model = VAE.load(MODEL, device)
     if not sha256(MODEL).startswith(_read_json(METRICS / "train.json").get("weights_sha256", "")):
         raise WeightsError(f"{MODEL} is damaged or from another training than {METRICS}: `dvc checkout` restores it")
-    theirs, ours = model.params.model_dump(), params.model.model_dump()
+    theirs, ours = model.params.model_dump(), params.resolved_model.model_dump()
     different = [f"{key}: {value} (params: {ours[key]})" for key, value in theirs.items() if value != ours[key]]
     if different:
         raise WeightsError(f"{MODEL} was trained with other params, {', '.join(different)}: `dvc repro` retrains it")

@@ -59,7 +59,7 @@ def tracked_training(
     """
     hardware = resolve(params.train)
     train, validation = split_validation(load(raw, "train"), params.data.validation_size)
-    model = VAE.from_params(params.model, params.seed, image_shape=dataset["image_shape"])
+    model = VAE.from_params(params.resolved_model, params.seed, image_shape=dataset["image_shape"])
     model.initialize_from_data(train.images)
     tracking.connect(experiment)
     print(f"{dataset['name']}: {len(train):,} to train on, {len(validation):,} to validate\n{hardware}", flush=True)
