@@ -58,7 +58,8 @@ def main(params: Params) -> None:
         log_test(run, params, dataset, metrics)
         run.log_tags({f"test.{name}": value for name, value in protocol.items()})
         run.log_artifact(METRICS / "per_class.csv")
-        run.log_model(lambda path: save_model(path, MODEL, METRICS / "test_nll.npz", test.images[:2].cpu().numpy()))
+        arguments = (MODEL, METRICS / "test_nll.npz", test.images[:2].cpu().numpy(), model.image_shape)
+        run.log_model(lambda path: save_model(path, *arguments))
     checkpoints.delete()
 
 

@@ -58,8 +58,8 @@ def train(params: Params, output: Path, data: Path) -> None:
         bounds, protocol = output / "test_nll.npz", protocol_of(params, record, sha256(output / WEIGHTS))
         result.write_bounds(bounds, protocol)
         log_test(training.run, params, record, metrics)
-        example = targets[:2].cpu().numpy()
-        training.run.log_model(lambda path: save_model(path, output / WEIGHTS, bounds, example))
+        example, shape = targets[:2].cpu().numpy(), training.model.image_shape
+        training.run.log_model(lambda path: save_model(path, output / WEIGHTS, bounds, example, shape))
         history = pd.DataFrame(training.fitted.history)
         parts = (load(raw, "train"), test)
         figures = save_figures(training.model.cpu(), *parts, result, history, params, output, record["classes"])

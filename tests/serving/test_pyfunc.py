@@ -12,9 +12,14 @@ import pytest
 import torch
 
 from support import ENVIRONMENT
+from vae.config import EvaluateParams, Params
 from vae.data.binarization import to_float
 from vae.data.datasets import load
+from vae.evaluation.likelihood import evaluate, protocol_of
+from vae.files import sha256
 from vae.models.vae import VAE
+from vae.serving.artifacts import image_shape
+from vae.serving.pyfunc import save_model
 from vae.tracking.store import mlflow
 
 
@@ -54,7 +59,8 @@ def ask(model, array, task, **params):
 def test_it_answers_as_the_vae_does_whatever_the_form_of_the_images(model, vae, digits):
     expected = vae.reconstruct(digits).numpy()
     grey = digits / 255
-    for images in (digits, digits.astype(int), grey, grey.reshape(-1, 28, 28), grey.tolist()):
+    squares = grey.reshape(-1, 28, 28)
+    for images in (digits, digits.astype(int), grey, squares, squares[..., None], grey.tolist()):
         np.testing.assert_allclose(ask(model, np.array(images), "reconstruct"), expected, atol=1e-6)
     encoded, (mu, logvar) = ask(model, digits, "encode"), vae.encode(digits)
     np.testing.assert_allclose(encoded["mu"], mu.detach(), atol=1e-6)
@@ -107,7 +113,7 @@ NAN, WIDE = np.full((1, 784), np.nan), np.zeros((1, 783))
 @pytest.mark.parametrize(
     ("array", "params", "words"),
     [
-        (WIDE, {}, ["(1, 783)", "(B, 784)", "(B, 28, 28)"]),
+        (WIDE, {}, ["(1, 783)", "(B, 784) and (B, 28, 28) and (B, 28, 28, 1)"]),
         (np.zeros(784), {}, ["(784,)"]),
         (np.zeros((0, 784)), {}, ["number of images is 0", "1 to 1,000"]),
         (np.zeros((10_000, 784), np.uint8), {}, ["10,000", "1 to 1,000"]),
@@ -151,6 +157,31 @@ print(json.dumps(model.predict(np.load("images.npy")).tolist()))
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     np.testing.assert_allclose(json.loads(done.stdout), ask(model, digits[:2], "reconstruct"), atol=1e-6)
+
+
+def test_colour_images_go_in_and_come_out_as_pillow_has_them(tmp_path):
+    vae = VAE(image_shape=(3, 6, 8), hidden_dims=[4], latent_dim=2, prior="standard").eval()
+    vae.save(tmp_path / "vae.safetensors")
+    images = (torch.rand(5, 144, generator=torch.Generator().manual_seed(0)) * 255).byte()
+    result = evaluate(vae, images, None, EvaluateParams(importance_samples=3))
+    params = Params().replaced({"data.binarization": "none", "evaluate.importance_samples": 3})
+    bounds = tmp_path / "test_nll.npz"
+    result.write_bounds(bounds, protocol_of(params, {"name": "mine"}, sha256(tmp_path / "vae.safetensors")))
+    save_model(tmp_path / "model", tmp_path / "vae.safetensors", bounds, images[:2].numpy(), vae.image_shape)
+    assert image_shape(tmp_path / "model") == (3, 6, 8)
+    model = mlflow.pyfunc.load_model(str(tmp_path / "model"))
+    pictures = images.view(5, 3, 6, 8).permute(0, 2, 3, 1).numpy()
+    example = mlflow.models.Model.load(str(tmp_path / "model")).load_input_example(str(tmp_path / "model"))
+    np.testing.assert_array_equal(example, pictures[:2])
+    expected = vae.reconstruct(images).view(5, 3, 6, 8).permute(0, 2, 3, 1)
+    for form in (pictures, pictures / 255, images.numpy()):
+        np.testing.assert_allclose(ask(model, form, "reconstruct"), expected, atol=1e-6)
+    mu = ask(model, pictures, "encode")["mu"]
+    np.testing.assert_allclose(ask(model, mu, "decode"), expected, atol=1e-6)
+    assert ask(model, pictures, "sample", n=3).shape == (3, 6, 8, 3)
+    assert ask(model, pictures, "score")["nll"].mean() == pytest.approx(result.metrics()["nll"], abs=1)
+    with pytest.raises(mlflow.exceptions.MlflowException, match=r"\(B, 144\) and \(B, 6, 8, 3\)"):
+        ask(model, pictures[..., 0], "reconstruct")
 
 
 def test_no_file_of_the_model_is_a_pickle(logged):

@@ -32,7 +32,7 @@ def save(vae, tmp_path):
     columns = {name: [1.0, 2.0] for name in ("elbo", "kl", "nll", "label")}
     protocol = protocol_of(Params(), {"name": "MNIST"}, sha256(weights))
     Evaluation(pd.DataFrame(columns), IMAGES, IMAGES).write_bounds(bounds, protocol)
-    return lambda path: save_model(path, weights, bounds, IMAGES)
+    return lambda path: save_model(path, weights, bounds, IMAGES, vae.image_shape)
 
 
 def models_of(run):

@@ -12,6 +12,7 @@ from vae.errors import DataError, WeightsError, one_line
 from vae.files import sha256
 
 ARTIFACTS = ("weights", "evaluation")
+IMAGE_SHAPE = "image_shape"  # in the metadata of a saved model
 
 
 def read_evaluation(path: Path) -> dict[str, Any]:
@@ -39,3 +40,9 @@ def check_artifacts(folder: Path) -> None:
     except Exception as error:  # of MLflow, or of YAML's reader
         raise DataError(f"{folder} is not a model of this project, or damaged: {one_line(error)}") from None
     verified(weights, evaluation)
+
+
+def image_shape(folder: Path) -> tuple[int, int, int]:
+    """Channels, height and width of the images of a saved model; those of earlier versions are MNIST's."""
+    channels, height, width = (Model.load(str(folder)).metadata or {}).get(IMAGE_SHAPE, (1, 28, 28))
+    return channels, height, width

@@ -1,6 +1,6 @@
 """The MLflow Model of a VAE: reconstructs, encodes, decodes, samples, and scores images.
 
-Shapes: B images, latents or samples, D = 784 pixels, L latent dimensions.
+Shapes: B images, latents or samples of D = C·H·W pixel values, L latent dimensions.
 """
 
 import zlib
@@ -25,8 +25,9 @@ from vae.errors import DataError, VAEError, one_line
 from vae.evaluation.likelihood import importance_samples
 from vae.files import PACKAGE
 from vae.models.distributions import importance_weighted_bound
+from vae.models.networks import ImageShape
 from vae.models.vae import VAE
-from vae.serving.artifacts import ARTIFACTS, read_evaluation, verified
+from vae.serving.artifacts import ARTIFACTS, IMAGE_SHAPE, read_evaluation, verified
 
 TASKS = ("reconstruct", "encode", "decode", "sample", "score")
 MAX_BATCH = 1000  # images, latents or samples of one call
@@ -39,13 +40,15 @@ Array = npt.NDArray[Any]
 class VAEModel(PythonModel):
     """The model that MLflow loads and calls. Answers are the same for the same input, params and seed.
 
-    Each `task` takes an array, and `sample` ignores it. Images are [B, 784] or [B, 28, 28], in a batch either from 0 to
-    1 or from 0 to 255: the latter if they are uint8, or if one of them has a pixel above 1. Latents are [B, L].
+    Each `task` takes an array, and `sample` ignores it. Images are [B, D], channels first, or [B, H, W, C] as NumPy and
+    Pillow have them, grey ones also [B, H, W]; in a batch either from 0 to 1 or from 0 to 255: the latter if they are
+    uint8, or if one of them has a pixel above 1. Latents are [B, L]. Mean images, which it answers with, are [B, D] if
+    they are grey and [B, H, W, C] in colour.
 
-    - `reconstruct`: images -> mean images [B, 784], decoded from the posterior means
+    - `reconstruct`: images -> mean images, decoded from the posterior means
     - `encode`: images -> `mu` and `logvar` of their posteriors, [B, L] each
-    - `decode`: latents -> mean images [B, 784]
-    - `sample`: `n` mean images [n, 784] of latents from the prior
+    - `decode`: latents -> mean images
+    - `sample`: `n` mean images of latents from the prior
     - `score`: images -> `neg_elbo` and `nll` of each in nats, and its `percentile`: the percentage of test images whose
       NLL is at most as high. The NLL is the importance-weighted bound (Burda et al. 2016); with fewer
       `importance_samples` than the default, the evaluation's, it and the percentile tend to be higher.
@@ -76,15 +79,15 @@ class VAEModel(PythonModel):
     def _answer(self, array: Array, task: str, n: int, importance_samples: int, seed: int) -> Any:
         match task:
             case "reconstruct":
-                return self.vae.reconstruct(self._images(array)).numpy()
+                return self._shown(self.vae.reconstruct(self._images(array)))
             case "encode":
                 mu, logvar = self.vae.encode(self._images(array))
                 return {"mu": mu.numpy(), "logvar": logvar.numpy()}
             case "decode":
-                return self.vae.images(self._latents(array)).numpy()
+                return self._shown(self.vae.images(self._latents(array)))
             case "sample":
                 _check("n", n, MAX_BATCH)
-                return self.vae.sample(n, torch.Generator().manual_seed(seed)).numpy()
+                return self._shown(self.vae.sample(n, torch.Generator().manual_seed(seed)))
             case "score":
                 images = self._images(array)
                 _check("importance_samples", importance_samples, MAX_DECODED // len(images))
@@ -94,13 +97,19 @@ class VAEModel(PythonModel):
     def _images(self, array: Array) -> Tensor:
         """Images of a request as float32 [B, D] in [0, 1]."""
         pixels = _numbers(array, "images")
-        if pixels.shape[1:] not in ((self.vae.input_dim,), (28, 28)):
-            raise DataError(f"images have shape {pixels.shape}, allowed are (B, {self.vae.input_dim}) and (B, 28, 28)")
+        allowed = image_forms(self.vae.image_shape)
+        if pixels.shape[1:] not in allowed:
+            forms = " and ".join(f"(B, {', '.join(map(str, form))})" for form in allowed)
+            raise DataError(f"images have shape {pixels.shape}, allowed are {forms}")
         low, high = pixels.min(), pixels.max()
         if low < 0 or high > 255:
             raise DataError(f"pixels are from {low:g} to {high:g}, allowed are 0 to 1 and 0 to 255")
         scale = 255 if high > 1 or array.dtype == np.uint8 else 1
+        pixels = pixels.transpose(0, 3, 1, 2) if pixels.ndim == 4 else pixels
         return torch.from_numpy(pixels.reshape(len(pixels), -1) / scale).float()
+
+    def _shown(self, images: Tensor) -> Array:
+        return shown(images.numpy(), self.vae.image_shape)
 
     def _latents(self, array: Array) -> Tensor:
         return torch.from_numpy(_numbers(array, "latents")).float()  # VAE.decode checks the shape
@@ -124,6 +133,18 @@ class VAEModel(PythonModel):
         return binarize_once(images, self.binarization)
 
 
+def image_forms(image_shape: ImageShape) -> list[tuple[int, ...]]:
+    """The shapes that an image may have in a request."""
+    channels, height, width = image_shape
+    flat, grey, colour = (channels * height * width,), (height, width), (height, width, channels)
+    return [flat, grey, colour] if channels == 1 else [flat, colour]
+
+
+def shown(images: Array, image_shape: ImageShape) -> Array:
+    """Images [B, D] as answers have them: grey ones as they are, [B, H, W, C] in colour."""
+    return images if image_shape[0] == 1 else images.reshape(-1, *image_shape).transpose(0, 2, 3, 1)
+
+
 def _numbers(array: Any, what: str) -> npt.NDArray[np.float64]:
     """A request's array as finite numbers. Raises DataError where it isn't such an array, empty, or too large."""
     try:
@@ -143,11 +164,12 @@ def _check(name: str, value: int, largest: int) -> None:
         raise DataError(f"{name} is {value:,}, allowed here is 1 to {largest:,}")
 
 
-def save_model(path: Path, weights: Path, evaluation: Path, example: Array) -> None:
+def save_model(path: Path, weights: Path, evaluation: Path, example: Array, image_shape: ImageShape) -> None:
     """Write an MLflow Model to the folder `path`: weights, the evaluation's test_nll.npz, and this package's code.
 
-    `example` is a batch of images, which MLflow shows as the input example.
+    `example` is a batch of images [B, D], which MLflow shows as the input example.
     """
+    forms = [f"[B, {', '.join(map(str, form))}]" for form in image_forms(image_shape)]
     samples = read_evaluation(evaluation)["importance_samples"]
     params = ParamSchema(
         [
@@ -164,7 +186,11 @@ def save_model(path: Path, weights: Path, evaluation: Path, example: Array) -> N
         code_paths=[str(PACKAGE)],
         artifacts=dict(zip(ARTIFACTS, map(str, (weights, evaluation)), strict=True)),
         signature=ModelSignature(anything, params=params),
-        input_example=(example, {"task": "reconstruct"}),
+        input_example=(shown(example, image_shape), {"task": "reconstruct"}),
         pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],
-        metadata={"tasks": ", ".join(TASKS), "images": "[B, 784] or [B, 28, 28], 0 to 1 or 0 to 255"},
+        metadata={
+            "tasks": ", ".join(TASKS),
+            "images": f"{', '.join(forms)}; from 0 to 1 or from 0 to 255",
+            IMAGE_SHAPE: list(image_shape),
+        },
     )
