@@ -35,11 +35,12 @@ def main(params: Params) -> None:
     metrics = read_output(METRICS / "evaluation.json", lambda path: json.loads(path.read_text()))
     tracking.connect()
     print(f"making the latent explorer{', with a t-SNE of the latents' if result.mu.shape[1] > 2 else ''}")
-    page = explorer_page(model, images, result, metrics, params, tsne(result.mu))
+    dataset = read_dataset()
+    page = explorer_page(model, images, result, metrics, params, tsne(result.mu), dataset["classes"])
     write_atomically(EXPLORER, page)
     print(f"{EXPLORER}, {len(page) / 1e6:.1f} MB: `make explore` opens it")
     cpu = Hardware(torch.device("cpu"), "fp32", compile=False)
-    with tracking.resume(params, cpu, read_dataset(), sha256(MODEL), training_run(params)) as run:
+    with tracking.resume(params, cpu, dataset, sha256(MODEL), training_run(params)) as run:
         run.log_artifact(EXPLORER, "explorer")
 
 

@@ -66,7 +66,8 @@ def train(params: Params, output: Path, data: Path) -> None:
         for path in figures:
             training.run.log_artifact(path, "figures")
         page = output / "explorer.html"
-        write_atomically(page, explorer_page(training.model, targets, result, {**metrics, **protocol}, params))
+        facts = ({**metrics, **protocol}, params, None, record["classes"])
+        write_atomically(page, explorer_page(training.model, targets, result, *facts))
         training.run.log_artifact(page, "explorer")
     others = "explorer.html, metrics.json, test_nll.npz and history.csv"
     print(f"{output / WEIGHTS}, for VAE.load;\nbeside it {len(figures)} figures, {others}")

@@ -7,10 +7,19 @@ from sklearn.decomposition import PCA
 from torch.distributions import Independent, Normal, kl_divergence
 from torch.utils.data import DataLoader, TensorDataset
 
-from vae.config import ModelParams
-from vae.errors import ConfigError, DataError
+from vae.config import EvaluateParams, ModelParams
+from vae.errors import DataError
+from vae.evaluation.likelihood import evaluate
 from vae.models.vae import VAE
-from vae.serving.explorer.build import FOLDER, MODULES, principal_axes, reference_normal, save_explorer, script
+from vae.serving.explorer.build import (
+    FOLDER,
+    MODULES,
+    evaluated,
+    principal_axes,
+    reference_normal,
+    save_explorer,
+    script,
+)
 
 
 def test_equal_models_give_equal_pages_and_other_weights_another_one(explored, tmp_path):
@@ -61,14 +70,28 @@ def test_few_latents_and_grey_images_have_a_page(tmp_path, latents):
     assert (tmp_path / "page.html").stat().st_size > 50_000
 
 
-def test_what_has_no_page_is_refused(tmp_path):
-    images, path = torch.rand(8, 784), tmp_path / "page.html"
+def test_a_loader_without_images_is_refused(tmp_path):
     model = VAE(hidden_dims=(4,), latent_dim=2)
-    with pytest.raises(DataError, match="labels are needed"):
-        save_explorer(model, DataLoader(images), path)
     with pytest.raises(DataError, match="no images"):
-        save_explorer(model, DataLoader(TensorDataset(images[:0], torch.zeros(0).long())), path)
-    small = VAE(input_dim=64, hidden_dims=(4,), latent_dim=2)
-    with pytest.raises(ConfigError, match="28 × 28 pixels, not "):
-        save_explorer(small, DataLoader(TensorDataset(torch.rand(8, 64), torch.zeros(8).long())), path)
-    assert not path.exists()
+        save_explorer(model, DataLoader(TensorDataset(torch.rand(0, 784))), tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_the_page_has_the_first_of_the_test_images_where_all_are_too_many(monkeypatch):
+    model = VAE(image_shape=(3, 4, 5), hidden_dims=(4,), latent_dim=3, prior="standard")
+    images = (torch.rand(30, 60, generator=torch.Generator().manual_seed(0)) * 255).byte()
+    result = evaluate(model, images, 300 * (torch.arange(30) % 2), EvaluateParams(importance_samples=1))
+    monkeypatch.setattr("vae.serving.explorer.build.MAX_BYTES", 60 * 20 + 7)
+    arrays = evaluated(model, images, result)
+    assert torch.equal(arrays["images"], images[:20])
+    assert [len(arrays[name]) for name in ("means", "labels", "neg_elbo")] == [20, 20, 20]
+    assert arrays["labels"][:2].tolist() == [0, 300]
+    binary = evaluated(model, images // 128 * 255, result)
+    assert len(binary["images"]) == 30
+    assert torch.equal(torch.tensor(np.unpackbits(binary["images"], axis=1)[:, :60]), images // 128)
+
+
+def test_images_without_labels_have_a_page(tmp_path):
+    model = VAE(image_shape=(3, 4, 5), hidden_dims=(4,), latent_dim=3, prior="standard")
+    save_explorer(model, DataLoader(torch.rand(30, 3, 4, 5), 8), tmp_path / "page.html", binarization="none")
+    assert (tmp_path / "page.html").stat().st_size > 50_000

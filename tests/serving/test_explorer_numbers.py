@@ -20,6 +20,7 @@ pytestmark = pytest.mark.skipif(not shutil.which("node"), reason="there is no no
 
 MLP = {"hidden_dims": (24, 24, 16), "latent_dim": 5, "prior": "standard"}
 CONV = {"architecture": "conv", "hidden_dims": (4, 6, 6), "latent_dim": 5, "activation": "relu", "prior": "standard"}
+LOGISTIC = {"likelihood": "discretized_logistic", "likelihood_components": 3}
 PRIORS = {
     "mixture": {"prior": "gaussian_mixture", "prior_components": 4},
     "vampprior": {"prior": "vampprior", "prior_components": 6},
@@ -37,6 +38,13 @@ KINDS = {
     "conv dense": CONV | {"dense_dims": (12, 10), "activation": "silu"},
     "conv ladder": CONV | {"lower_latent_dims": (2, 1, 1), "prior": "vampprior", "prior_components": 3},
     **{f"prior {name}": MLP | prior for name, prior in PRIORS.items()},
+    "mlp colour gaussian": MLP | {"likelihood": "gaussian", "image_shape": (3, 5, 8)},
+    "mlp grey logistic": MLP | {"likelihood": "discretized_logistic", "image_shape": (1, 8, 8)},
+    "conv colour logistic": CONV | LOGISTIC | {"image_shape": (3, 13, 18)},
+    "conv colour ladder": CONV
+    | LOGISTIC
+    | {"image_shape": (3, 7, 11), "lower_latent_dims": (2, 1)}
+    | PRIORS["vampprior"],
 }
 BATCH, SAMPLES = 5, 6
 
@@ -50,14 +58,14 @@ const given = JSON.parse(readFileSync(0));
 const list = (object) => Object.fromEntries(Object.entries(object).map(([k, v]) => [k, v.length ? [...v] : v]));
 const [x, z, noise] = [given.x, given.z, given.noise].map((values) => Float32Array.from(values));
 const images = z.length / model.latentDim;
-const one = x.subarray(0, 784);
+const one = x.subarray(0, model.inputDim);
 const layerNoise = model.layerDims.map((dim) => Float32Array.from(given.layerNoise.splice(0, images * dim)));
-const { mu, logvar } = model.encode(x, x.length / 784);
+const { mu, logvar } = model.encode(x, x.length / model.inputDim);
 const numbers = { normal: () => given.normals.shift(), uniform: () => given.uniform[0] };
 const [start, end] = [z.subarray(0, model.latentDim), z.subarray(model.latentDim, 2 * model.latentDim)];
 console.log(JSON.stringify(list({
   mu, logvar,
-  logits: model.decode(z, images).logits,
+  output: model.decode(z, images).output,
   sampled: model.images(z, images, layerNoise),
   rebuilt: model.reconstruct(one),
   price: list(model.price(one, noise)),
@@ -70,12 +78,14 @@ console.log(JSON.stringify(list({
 
 
 def normals(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def model_of(kind):
     """A model with weights that fp16 has, far from how they are initialized."""
-    model = VAE.from_params(ModelParams(**KINDS[kind]), 0)
+    params = dict(KINDS[kind])
+    image_shape = params.pop("image_shape", (1, 28, 28))
+    model = VAE.from_params(ModelParams(**params), 0, image_shape=image_shape)
     with torch.no_grad():
         for index, parameter in enumerate(model.parameters()):
             parameter.add_(0.1 * normals(*parameter.shape, seed=100 + index))
@@ -85,7 +95,7 @@ def model_of(kind):
 
 def in_node(model, folder, **given):
     """What the page's code computes of these inputs."""
-    config = json.dumps({"image_shape": (1, 28, 28), **model.params.model_dump(mode="json")})
+    config = json.dumps({"image_shape": model.image_shape, **model.params.model_dump(mode="json")})
     weights = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}
     (folder / "model.safetensors").write_bytes(save(weights, metadata={"vae": config}))
     (folder / "program.mjs").write_text(PROGRAM.replace("FOLDER", FOLDER.as_uri()))
@@ -115,7 +125,12 @@ def sample_by_torch(prior, noise, uniform):
 @torch.no_grad()
 def test_the_page_computes_what_torch_computes(kind, tmp_path):
     model = model_of(kind)
-    x = torch.bernoulli(torch.rand(BATCH, 784, generator=torch.Generator().manual_seed(1)) * 0.4)
+    x = torch.rand(BATCH, model.input_dim, generator=torch.Generator().manual_seed(1))
+    x = (
+        torch.bernoulli(0.4 * x)
+        if model.params.likelihood == "bernoulli"
+        else (x * 300 - 20).clamp(0, 255).round() / 255
+    )
     z, latents = normals(BATCH, 5, seed=2), model.params.latent_dim
     noise = normals(1, SAMPLES, model.noise_dim, seed=3)
     layer_noise = [normals(BATCH, layer.noise_dim, seed=4) for layer in model.hierarchy]
@@ -130,8 +145,8 @@ def test_the_page_computes_what_torch_computes(kind, tmp_path):
     posterior, terms = model.encode(x), model(x[:1], noise)
     equal("mu", posterior.mu)
     equal("logvar", posterior.logvar)
-    equal("logits", model.decode(z))
-    equal("sampled", model.decode(z, TopDown(layer_noise)).sigmoid())
+    equal("output", model.decode(z))
+    equal("sampled", model.likelihood.mean(model.decode(z, TopDown(layer_noise))))
     equal("rebuilt", model.reconstruct(x[:1]))
     equal("density", model.prior.log_density(z))
     equal("drawn", sample_by_torch(model.prior, drawn[:latents], 0.4), 1e-4)

@@ -14,6 +14,7 @@ from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save
+from torch.utils.data import DataLoader, TensorDataset
 
 from mlflow_server import Server
 from vae.config import PRIOR_NAMES, ModelParams
@@ -25,9 +26,9 @@ CHROMIUM = shutil.which("chromium")
 expect.set_options(timeout=60_000)  # of a busy machine
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium, in which the page is tested")
 
-DROP = """([text, name]) => {
+DROP = """([text, name, type]) => {
   const dataTransfer = new DataTransfer();
-  dataTransfer.items.add(new File([text], name));
+  dataTransfer.items.add(new File([text], name, { type }));
   dispatchEvent(new DragEvent("drop", { dataTransfer, cancelable: true }));
 }"""
 ONE = [(0.5, 0.2), (0.5, 0.8)]
@@ -93,7 +94,7 @@ def draw(page, points):
 
 
 def eventually(page, found, other_than):
-    """What `found` returns once it differs: digits are decoded between frames."""
+    """What `found` returns once it differs: images are decoded between frames."""
     for _ in range(600):
         if (found() != other_than).any():
             return found()
@@ -127,13 +128,13 @@ def chosen_image(page):
     return int(re.match(r"Test image (\d+)", page.locator("#what").inner_text())[1])
 
 
-def test_a_slider_changes_the_digit_and_its_strips(page, explored):
-    before = image(page, "digit")
+def test_a_slider_changes_the_image_and_its_strips(page, explored):
+    before = image(page, "image")
     slider = page.locator("#sliders input").first
     slider.focus()
     for _ in range(40):
         page.keyboard.press("ArrowRight")
-    after = image(page, "digit")
+    after = image(page, "image")
     assert np.abs(after - before).max() > 0.2
     model = explored[0]
     z = tensors_of(explored[2])["explorer.means"][0].float()
@@ -147,7 +148,7 @@ def test_a_click_on_the_map_shows_the_reconstruction_and_a_drag_interpolates(pag
     area = page.locator("#map")
     area.click(position={"x": 150, "y": 260})
     first = chosen_image(page)
-    same(image(page, "digit"), model.images(means[first]))
+    same(image(page, "image"), model.images(means[first]))
     assert page.locator("#map-status").inner_text().startswith(f"Test image {first}, class ")
 
     page.get_by_label("spherical").check()
@@ -155,13 +156,13 @@ def test_a_click_on_the_map_shows_the_reconstruction_and_a_drag_interpolates(pag
     start, end = map(int, re.findall(r"image (\d+)", page.locator("#map-status").inner_text()))
     assert start == first != end
     page.locator("#position").fill("0.7")
-    same(image(page, "digit"), model.images(slerp(means[start], means[end], torch.tensor([[0.7]]))))
+    same(image(page, "image"), model.images(slerp(means[start], means[end], torch.tensor([[0.7]]))))
     page.get_by_label("linear").check()
     page.locator("#position").fill("0.3")
-    same(image(page, "digit"), model.images(torch.lerp(means[start], means[end], 0.3)))
+    same(image(page, "image"), model.images(torch.lerp(means[start], means[end], 0.3)))
 
 
-def test_the_map_shows_an_image_under_the_pointer_and_decodes_digits_in_the_background(page):
+def test_the_map_shows_an_image_under_the_pointer_and_decodes_images_in_the_background(page):
     page.get_by_label("dots").uncheck()
     empty = np.zeros_like(image(page, "map"))
     far = eventually(page, lambda: image(page, "map"), other_than=empty)
@@ -193,7 +194,7 @@ def test_a_drawn_one_is_reconstructed_as_a_one_and_costs_what_it_costs_in_torch(
     assert percent == pytest.approx(100 * share, abs=1)
 
     page.get_by_role("button", name="Take its latents").click()
-    same(image(page, "digit"), model.images(model.encode(x[None]).mu))
+    same(image(page, "image"), model.images(model.encode(x[None]).mu))
     labels = [button.get_attribute("aria-label") for button in page.locator("#nearest button").all()]
     assert [label[-1] for label in labels].count("1") >= 6
     page.get_by_role("button", name="Clear").click()
@@ -205,13 +206,74 @@ def test_the_buttons_draw_from_the_prior_and_calculate_with_the_means_of_classes
     pictures = []
     for _ in range(3):
         page.get_by_role("button", name="Draw from the prior").click()
-        pictures.append(image(page, "digit"))
+        pictures.append(image(page, "image"))
     assert np.abs(np.diff(pictures, axis=0)).max(1).min() > 0.3
     means = [arrays["explorer.means"][arrays["explorer.labels"] == digit].float().mean(0) for digit in range(10)]
     page.get_by_role("button", name="Calculate").click()
-    same(image(page, "digit"), model.images(means[8] - means[3] + means[1]))
+    same(image(page, "image"), model.images(means[8] - means[3] + means[1]))
     page.get_by_label("Mean of class").select_option("4")
-    same(image(page, "digit"), model.images(means[4]))
+    same(image(page, "image"), model.images(means[4]))
+
+
+@pytest.fixture(scope="module", params=["classes", "no labels"])
+def colourful(request, tmp_path_factory):
+    """A model of colour images with odd sides, 12 named classes or none, and a logistic likelihood; and its page."""
+    likelihood = {"likelihood": "discretized_logistic", "likelihood_components": 2, "prior": "standard"}
+    params = ModelParams(architecture="conv", hidden_dims=(4, 6), latent_dim=3, **likelihood)
+    model = VAE.from_params(params, 0, image_shape=(3, 9, 14)).eval()
+    model.load_state_dict({name: tensor.half().float() for name, tensor in model.state_dict().items()})
+    images = (torch.rand(60, 3, 9, 14, generator=torch.Generator().manual_seed(0)) * 255).round() / 255
+    data = TensorDataset(images, torch.arange(60) % 12) if request.param == "classes" else TensorDataset(images)
+    path = tmp_path_factory.mktemp("colour") / "index.html"
+    names = [f"Käfer {number}" for number in range(12)]
+    save_explorer(model, DataLoader(data, 20), path, binarization="none", classes=names)
+    return model, images, path, request.param == "classes"
+
+
+def colours(page, name):
+    """The values in [0, 1] of a canvas in colour, [1, 3, height, width]."""
+    png = page.locator(f"#{name}").evaluate("canvas => canvas.toDataURL()").partition(",")[2]
+    return torch.tensor(np.asarray(Image.open(BytesIO(b64decode(png))).convert("RGB"))).permute(2, 0, 1)[None] / 255
+
+
+def test_colour_images_of_any_shape_are_shown_and_priced_from_a_file(opened, colourful, tmp_path):
+    model, images, path, labelled = colourful
+    page = opened(path)
+    with torch.no_grad():
+        mu = model.encode(images).mu
+        same(colours(page, "image").flatten(), model.images(mu[0].half().float()))
+        page.locator("#map").click(position={"x": 150, "y": 260})
+        chosen = chosen_image(page)
+        same(colours(page, "image").flatten(), model.images(mu[chosen].half().float()))
+        name = f"Test image {chosen}, class Käfer {chosen % 12}" if labelled else f"Test image {chosen}"
+        assert page.locator("#what").inner_text() == name
+        pixels = (255 * images[7]).round().byte().permute(1, 2, 0).numpy()
+        Image.fromarray(pixels).save(tmp_path / "seven.png")
+        page.locator("#picture").set_input_files(tmp_path / "seven.png")
+        expect(page.locator("#price")).to_contain_text("costs")
+        assert torch.equal(colours(page, "input"), images[7:8])
+        same(colours(page, "rebuilt").flatten(), model.reconstruct(images[7:8]))
+        terms = model(images[7:8].flatten(1), page_noise(16 * model.noise_dim).view(1, 16, -1))
+        expected = [terms.nll.mean().item(), terms.kl.sum().item()]
+    assert nats(page.locator("#price").inner_text())[:3] == pytest.approx([sum(expected), *expected], abs=0.06)
+    assert page.locator("#nearest button").first.get_attribute("aria-label").startswith("Test image 7")
+
+
+def test_class_tools_and_a_drawing_area_are_there_only_where_they_make_sense(opened, colourful, explored):
+    page = opened(colourful[2])
+    expect(page.locator("#ink")).to_be_hidden()
+    expect(page.locator("#classes")).to_be_visible(visible=colourful[3])
+    page.locator("#map").hover(position={"x": 200, "y": 200})
+    expected = r"Käfer \d+, \d+\.\d nats" if colourful[3] else r"\d+\.\d nats"
+    assert re.fullmatch(expected, page.locator("#hover span").inner_text())
+    page.get_by_role("button", name="Calculate").click() if colourful[3] else None
+    page.evaluate(DROP, ["no picture", "x.png", "image/png"])
+    expect(page.locator("#notice")).to_have_text("x.png can't be read as a picture.")
+    page.evaluate(DROP, [explored[2].read_text(), "digits.html"])
+    expect(page.locator("#notice")).to_have_text("digits.html can't be compared. Its images have another shape.")
+    other = opened(explored[2])
+    expect(other.locator("#ink")).to_be_visible()
+    expect(other.locator("#picture")).to_be_hidden()
 
 
 @pytest.mark.parametrize("kind", ["page", "weights"])
@@ -252,13 +314,13 @@ def test_a_model_with_a_prior_of_ones_own_has_a_page_that_says_that_it_cannot_co
 
 def unknown_prior(path):
     content = {"prior.x": torch.zeros(2)}
-    config = {"image_shape": (1, 28, 28), **ModelParams(hidden_dims=(4,), prior="standard").model_dump(mode="json")}
-    weights = VAE(hidden_dims=(4,), prior="standard").state_dict()
-    path.write_bytes(save(content | weights, {"vae": json.dumps(config | {"prior": "mine"})}))
+    model = VAE(hidden_dims=(4,), prior="standard")
+    config = model.params.model_dump(mode="json") | {"prior": "mine"}
+    path.write_bytes(save(content | model.state_dict(), {"vae": json.dumps(config)}))
 
 
 def other_shapes(path):
-    config = {"image_shape": (1, 28, 28), **ModelParams(hidden_dims=(4,), prior="standard").model_dump(mode="json")}
+    config = VAE(hidden_dims=(4,), prior="standard").params.model_dump(mode="json")
     path.write_bytes(save(VAE(hidden_dims=(5,), prior="standard").state_dict(), {"vae": json.dumps(config)}))
 
 
@@ -303,7 +365,7 @@ def test_the_page_can_be_used_with_the_keyboard_alone(page, explored):
             for key in ("ArrowLeft", "ArrowLeft", "ArrowDown", "+", "Enter"):
                 page.keyboard.press(key)
             same(
-                image(page, "digit"),
+                image(page, "image"),
                 explored[0].images(means[chosen_image(page)]),
             )
         if name == "prior":
@@ -353,5 +415,5 @@ def test_it_works_in_the_artifact_tab_of_an_mlflow_server(browser, explored, emp
         frame = page.frame_locator("iframe")
         frame.get_by_role("button", name="Draw from the prior").click(timeout=60_000)
         assert frame.locator("#what").inner_text() == "A sample from the prior"
-        assert image(frame, "digit").max() > 0.4
+        assert image(frame, "image").max() > 0.4
         page.close()

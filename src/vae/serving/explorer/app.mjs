@@ -10,7 +10,7 @@ import { randomFrom } from "./random.mjs";
 import { makeSliders } from "./sliders.mjs";
 import { FileError, fromBase64 } from "./weights.mjs";
 
-const PATH_STEPS = 11; // digits of an interpolation
+const PATH_STEPS = 11; // images of an interpolation
 
 function start(explored) {
   const { model } = explored;
@@ -19,7 +19,7 @@ function start(explored) {
 
   function show(z, text, noise = []) {
     Object.assign(state, { z, noise });
-    paint(find("digit"), model.images(z, 1, noise));
+    paint(find("image"), model.images(z, 1, noise), model.shape);
     find("what").textContent = text;
     showOnSliders(z, noise);
     compare(state);
@@ -27,7 +27,7 @@ function start(explored) {
 
   const compare = makeComparison(explored);
   const showOnSliders = makeSliders(explored, (z, noise) => show(z, "Moved by hand", noise));
-  const describeImage = (n) => `Test image ${n}, class ${explored.labels[n]}`;
+  const describeImage = (n) => explored.describe(n);
   const path = makePath(explored, state, show);
   makeMap(explored, {
     onSelect(n) {
@@ -36,7 +36,7 @@ function start(explored) {
       show(explored.mean(n), describeImage(n));
     },
     onPath(from, to) {
-      find("map-status").textContent = `${describeImage(from)}, to ${describeImage(to).toLowerCase()}`;
+      find("map-status").textContent = `${describeImage(from)}, to ${describeImage(to).replace("Test", "test")}`;
       path(explored.mean(from), explored.mean(to));
       show(explored.mean(from), "Start of the interpolation");
     },
@@ -60,15 +60,20 @@ function start(explored) {
 }
 
 function makeClassButtons(explored, show) {
+  find("classes").hidden = !explored.labels;
+  if (!explored.labels) return;
   const classes = [...new Set(explored.labels)].sort((a, b) => a - b);
   const mean = (label) => explored.average(explored.ofClass(Number(label)));
+  const name = (label) => explored.className(Number(label));
   const [one, ...three] = document.querySelectorAll("select");
-  for (const select of [one, ...three]) select.append(...classes.map((label) => element("option", {}, label)));
-  [8, 3, 1].forEach((label, i) => (three[i].value = classes.includes(label) ? label : classes[0]));
-  one.onchange = () => show(mean(one.value), `Mean of class ${one.value}`);
+  for (const select of [one, ...three]) {
+    select.append(...classes.map((label) => element("option", { value: label }, name(label))));
+  }
+  [8, 3, 1].forEach((label, i) => (three[i].value = classes.includes(label) ? label : classes[i % classes.length]));
+  one.onchange = () => show(mean(one.value), `Mean of class ${name(one.value)}`);
   find("calculate").onclick = () => {
     const [a, b, c] = three.map((select) => mean(select.value));
-    const [p, q, r] = three.map((select) => select.value);
+    const [p, q, r] = three.map((select) => name(select.value));
     show(a.map((v, j) => v - b[j] + c[j]), `Mean of ${p} − mean of ${q} + mean of ${r}`);
   };
 }
@@ -81,7 +86,7 @@ function makePath({ model }, state, show) {
   function draw() {
     const z = new Float32Array(PATH_STEPS * model.latentDim);
     for (let k = 0; k < PATH_STEPS; k++) z.set(at(k / (PATH_STEPS - 1)), k * model.latentDim);
-    paint(find("path"), model.images(z, PATH_STEPS));
+    paint(find("path"), model.images(z, PATH_STEPS), model.shape);
   }
   function go(from, to) {
     ends = [from, to];
@@ -102,7 +107,8 @@ function showFacts(explored) {
   const { metrics, params, model } = explored;
   const [elbo, reconstruction, kl, nll] = ["elbo", "reconstruction", "kl", "nll"].map((key) => Math.abs(metrics[key]).toFixed(2));
   const error = "nll_standard_error" in metrics ? ` ± ${metrics.nll_standard_error.toFixed(2)}` : "";
-  const images = `${explored.labels.length.toLocaleString("en")} test images${metrics.dataset ? ` of ${metrics.dataset}` : ""}`;
+  const [all, count] = [metrics.n_test, explored.count].map((n) => n.toLocaleString("en"));
+  const images = `${all} test images${metrics.dataset ? ` of ${metrics.dataset}` : ""}${all === count ? "" : `, the first ${count} here`}`;
   find("model").textContent = describeModel(explored);
   find("metrics").textContent =
     `Test −ELBO ${elbo} = reconstruction ${reconstruction} + KL ${kl}, NLL ${nll}${error} nats per image ` +

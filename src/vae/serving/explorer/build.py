@@ -1,12 +1,12 @@
 """The latent explorer, one HTML file: the page's code, and what it shows of one model, as a safetensors file in base64.
 
-Shapes: N test images, D = 784 pixels, L latent dimensions.
+Shapes: N test images of D = C·H·W pixel values, L latent dimensions.
 """
 
 import base64
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from vae.config import Binarization, EvaluateParams, Params
-from vae.data.batches import image_batch, label_batch
+from vae.data.batches import has_labels, image_batch, label_batch
 from vae.data.binarization import binarize_once, to_float
-from vae.errors import ConfigError, DataError
+from vae.errors import DataError
 from vae.evaluation.likelihood import Evaluation, Floats, evaluate
 from vae.files import write_atomically
 from vae.models.distributions import gaussian_kl_between
 from vae.models.vae import VAE
 
 FOLDER = Path(__file__).parent
+MAX_BYTES = 2**22  # of the test images: with more, the page has the first of them
 # Each after those that it imports: in the page they are one script.
 MODULES = [
-    *("weights", "random", "network", "priors", "model", "explored"),
+    *("weights", "random", "network", "priors", "likelihoods", "model", "explored"),
     *("pictures", "digit", "map", "sliders", "drawing", "compare", "app"),
 ]
 
@@ -40,25 +41,23 @@ def explorer_page(
     metrics: Mapping[str, Any],
     params: Params | None = None,
     embedding: Floats | None = None,
+    classes: Sequence[str] = (),
 ) -> str:
-    """The HTML of the explorer of `model` and its evaluation on binarized test `images` [N, D].
+    """The HTML of the explorer of `model` and its evaluation on test `images` [N, D] as the model got them.
 
     The `metrics` with their protocol are shown, and how the model was trained, from `params`. An `embedding` [n, 2] of
-    the first n posterior means, such as a t-SNE, is a second map beside the principal components. Equal arguments give
-    equal pages.
+    the first n posterior means, such as a t-SNE, is a second map beside the principal components. `classes` are the
+    names of labels; without labels, the page has no tools for classes. Equal arguments give equal pages.
 
     The page computes what `model.params` describes. It does not know methods that a subclass overrides; of an
-    architecture or prior of your own it says that it can't compute it. Raises ConfigError where the images are not of
-    28 × 28 pixels.
+    architecture, prior or likelihood of your own it says that it can't compute it.
     """
-    if model.image_shape != (1, 28, 28):
-        raise ConfigError(f"the explorer shows grey images of 28 × 28 pixels, not {model.image_shape}")
     values = {} if params is None else params.flat()
     shown = {name: value for name, value in values.items() if name.startswith(("seed", "train."))}
-    facts = json.dumps({"metrics": metrics, "params": shown}).encode()
+    facts = json.dumps({"metrics": metrics, "params": shown, "classes": list(classes)}).encode()
     arrays = {"facts": torch.frombuffer(bytearray(facts), dtype=torch.uint8), **evaluated(model, images, result)}
     if embedding is not None:
-        arrays["embedding"] = torch.from_numpy(embedding).float()
+        arrays["embedding"] = torch.from_numpy(embedding)[: len(arrays["means"])].float()
     weights = {name: tensor.detach().cpu().half() for name, tensor in model.state_dict().items()}
     contents = weights | {f"explorer.{name}": array.contiguous() for name, array in arrays.items()}
     config = {"image_shape": model.image_shape, **model.params.model_dump(mode="json")}
@@ -73,20 +72,30 @@ def explorer_page(
 
 
 def evaluated(model: VAE, images: Tensor, result: Evaluation) -> dict[str, Tensor]:
-    """What the page shows of the test images, in as few bytes as will do: pixels have one bit, posterior means fp16."""
+    """What the page shows of the test images, in as few bytes as will do: posterior means are in fp16.
+
+    Pixel values have one bit if all are black or white, else eight.
+    """
     mu, logvar = torch.from_numpy(result.mu), torch.from_numpy(result.logvar)
     center, axes = principal_axes(mu)
     reference = reference_normal(model, mu, logvar)
-    return {
-        "images": torch.from_numpy(np.packbits((to_float(images.cpu()) > 0.5).numpy(), axis=1)),
-        "labels": torch.tensor(result.images["label"].to_numpy(), dtype=torch.uint8),
-        "neg_elbo": -torch.tensor(result.images["elbo"].to_numpy(), dtype=torch.float32),
-        "means": mu.half(),
+    pixels = (to_float(images.cpu()) * 255).round().byte().numpy()
+    if not (pixels % 255).any():
+        pixels = np.packbits(pixels > 0, axis=1)
+    count = MAX_BYTES // pixels.shape[1]
+    arrays = {
+        "images": torch.from_numpy(pixels[:count]),
+        "neg_elbo": -torch.tensor(result.images["elbo"].to_numpy()[:count], dtype=torch.float32),
+        "means": mu[:count].half(),
         "center": center,
         "axes": axes,
         "reference": torch.stack(reference),
         "kl": gaussian_kl_between(mu, logvar, *reference).mean(0),
     }
+    if "label" in result.images:
+        labels = result.images["label"].to_numpy()[:count]
+        arrays["labels"] = torch.tensor(labels, dtype=torch.uint8 if labels.max() < 256 else torch.float32)
+    return arrays
 
 
 def script(*modules: str) -> str:
@@ -127,22 +136,24 @@ def save_explorer(
     path: Path | str,
     num_samples: int = 10_000,
     binarization: Binarization = "dynamic",
+    classes: Sequence[str] = (),
 ) -> None:
-    """Write the explorer of `model` with the first `num_samples` labelled images of the loader: one HTML file.
+    """Write the explorer of `model` with the first `num_samples` images of the loader: one HTML file.
 
-    `binarization` is that of grey pixels. Raises DataError where there are no images, or they have no labels, and what
-    `explorer_page` raises.
+    `binarization` is that of grey pixels; `classes` are the names of labels, if there are any. Raises DataError where
+    there are no images.
     """
     images, labels = [], []
     for batch in dataloader:
         images.append(to_float(image_batch(batch, model.input_dim)).cpu())
-        labels.append(label_batch(batch).cpu())
+        if has_labels(batch):
+            labels.append(label_batch(batch).cpu())
         if sum(map(len, images)) >= num_samples:
             break
     if not images:
         raise DataError("the DataLoader yields no images")
     targets = binarize_once(torch.cat(images)[:num_samples], binarization).to(model.output_bias.device)
     params = EvaluateParams(importance_samples=20)
-    result = evaluate(model, targets, torch.cat(labels)[:num_samples], params)
+    result = evaluate(model, targets, torch.cat(labels)[:num_samples] if labels else None, params)
     protocol = {"binarization": binarization, "importance_samples": params.importance_samples}
-    write_atomically(path, explorer_page(model, targets, result, {**result.metrics(), **protocol}))
+    write_atomically(path, explorer_page(model, targets, result, {**result.metrics(), **protocol}, classes=classes))

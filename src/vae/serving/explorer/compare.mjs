@@ -13,14 +13,16 @@ export function describeModel({ model: { config }, parameters }) {
   return `${config.architecture} ${widths}, ${config.latent_dim}${lower} latents, prior ${config.prior}, ${size}`;
 }
 
-/** Returns a function that shows both models on latents and a drawn input: (z, noise, x). */
+/** Returns a function that shows both models on latents and an input: (z, noise, x). */
 export function makeComparison(explored) {
   let [other, name, current] = [null, "", null];
 
   async function read(file) {
     find("notice").textContent = "";
     try {
-      other = new Explored(new Uint8Array(await file.arrayBuffer()));
+      const read = new Explored(new Uint8Array(await file.arrayBuffer()));
+      if (`${read.model.shape}` !== `${explored.model.shape}`) throw new FileError("Its images have another shape.");
+      other = read;
       name = file.name;
       update();
       find("comparison").hidden = false;
@@ -43,7 +45,8 @@ export function makeComparison(explored) {
     const metric = (key) => ({ metrics }) => (key in metrics ? Math.abs(metrics[key]).toFixed(2) : "not in the file");
     const protocol = ({ metrics }) =>
       ["dataset", "binarization", "importance_samples"].map((key) => metrics[key]).filter(Boolean).join(", ");
-    const rebuilt = (input) => ({ model }) => picture(model.reconstruct(input));
+    const shown = (values) => picture(values, explored.model.shape);
+    const rebuilt = (input) => ({ model }) => shown(model.reconstruct(input));
     const price = ({ model }) => {
       const { reconstruction, kl } = priceOf(model, x);
       return `${(reconstruction + kl).toFixed(1)} = ${reconstruction.toFixed(1)} + KL ${kl.toFixed(1)}`;
@@ -54,11 +57,11 @@ export function makeComparison(explored) {
       ["test −ELBO", both.map(metric("elbo"))],
       ["KL", both.map(metric("kl"))],
       ["protocol", both.map(protocol)],
-      ["the sliders' latents, decoded", [picture(image), L === z.length ? picture(other.model.images(z)) : `has ${L} latents`]],
-      ["that digit, encoded and decoded", both.map(rebuilt(image))],
+      ["the sliders' latents, decoded", [shown(image), L === z.length ? shown(other.model.images(z)) : `has ${L} latents`]],
+      ["that image, encoded and decoded", both.map(rebuilt(image))],
     ];
     if (x) {
-      rows.push(["your drawing, encoded and decoded", both.map(rebuilt(x))]);
+      rows.push(["your image, encoded and decoded", both.map(rebuilt(x))]);
       rows.push(["its price, in nats", both.map(price)]);
     }
     const heads = ["this model", name].map((text) => element("th", { scope: "col" }, text));
@@ -72,7 +75,11 @@ export function makeComparison(explored) {
   addEventListener("dragover", (event) => event.preventDefault());
   addEventListener("drop", (event) => {
     event.preventDefault();
-    if (event.dataTransfer.files[0]) read(event.dataTransfer.files[0]);
+    const { files } = event.dataTransfer;
+    const isPicture = files[0]?.type.startsWith("image/") && !find("picture-label").hidden;
+    const input = find(isPicture ? "picture" : "file");
+    input.files = files;
+    input.dispatchEvent(new Event("change"));
   });
   return (state) => {
     current = state;

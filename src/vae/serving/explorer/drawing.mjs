@@ -1,4 +1,4 @@
-// A drawn digit: encoded, reconstructed and priced while it is drawn.
+// An image of your own: encoded, reconstructed and priced. Where images are as MNIST's, it is drawn, else read from a file.
 
 import { binarized, toMNIST } from "./digit.mjs";
 import { klTo } from "./model.mjs";
@@ -9,57 +9,51 @@ const SIDE = 280;
 const SAMPLES = 16; // of the posterior
 const NEAREST = 8;
 const HOW = {
-  none: "It stays grey, as in the evaluation: its price is then a cross-entropy.",
+  none: "Its values stay as they are, as in the evaluation.",
   threshold: "Pixels above one half become white, as in the evaluation.",
 };
 const BY_CHANCE = "Each pixel becomes white with the probability of its grey value, as in the evaluation, by fixed random numbers.";
+const UNITS = {
+  gaussian: " The price is that of a density of values from 0 to 1, and may be negative.",
+  grey: " The price is then a cross-entropy.",
+};
 
-/** The price of an input [784] to a model, with the same noise each time. */
+/** The price of an input [D] to a model, with the same noise each time. */
 export function priceOf(model, x) {
   return model.price(x, normals(randomFrom(1), SAMPLES * model.noiseDim));
 }
 
-/** Calls `onDrawn(x)` with the model's input, null without ink, and `onExplore(mu, text)` with latents to show. */
+/** Calls `onDrawn(x)` with the model's input, null where there is none, and `onExplore(mu, text)` with latents to show. */
 export function makeDrawing(explored, { onDrawn, onExplore }) {
   const { model } = explored;
-  const canvas = find("ink");
-  const context = canvas.getContext("2d", { willReadFrequently: true });
-  const thresholds = Float32Array.from({ length: 784 }, randomFrom(2).uniform);
-  Object.assign(context, { lineWidth: 22, lineCap: "round", lineJoin: "round", strokeStyle: "white" });
-  let [last, waiting, posterior] = [null, false, null];
-  let [pen, isDown] = [[SIDE / 2, SIDE / 4], false]; // of the keyboard
-
-  find("draw-help").textContent =
-    "Draw with the mouse or a finger. Keys: Space puts the pen down and lifts it, arrows move it. The ink is scaled to 20 × 20 " +
-    `pixels and centred by mass, as MNIST was. ${HOW[explored.binarization] ?? BY_CHANCE}`;
+  const { model: { shape } } = explored;
+  const isDrawn = `${shape}` === "1,28,28";
+  const thresholds = Float32Array.from({ length: model.inputDim }, randomFrom(2).uniform);
+  let posterior = null;
+  for (const [id, isShown] of [["ink-frame", isDrawn], ["clear", isDrawn], ["picture-label", !isDrawn]]) find(id).hidden = !isShown;
+  find("draw-title").textContent = isDrawn ? "Draw an image" : "Price an image of your own";
+  const isGrey = explored.binarization === "none" && model.config.likelihood === "bernoulli";
+  const how = `${HOW[explored.binarization] ?? BY_CHANCE}${UNITS[isGrey ? "grey" : model.config.likelihood] ?? ""}`;
+  find("draw-help").textContent = isDrawn
+    ? "Draw with the mouse or a finger. Keys: Space puts the pen down and lifts it, arrows move it. The ink is scaled to 20 × 20 " +
+      `pixels and centred by mass, as MNIST was. ${how}`
+    : `Choose a picture, or drop it on this page, in which it stays. It is scaled to cover ${shape[2]} × ${shape[1]} pixels, and ` +
+      `its middle is kept. ${how}`;
   const exact = model.config.prior === "standard";
   find("bars-title").textContent = `KL by latent dimension${exact ? "" : ", to a normal fit of the aggregate posterior"}`;
 
-  function stroke(x, y) {
-    context.beginPath();
-    context.moveTo(...(last ?? [x, y]));
-    context.lineTo(x, y);
-    context.stroke();
-    last = [x, y];
-    if (!waiting) requestAnimationFrame(show);
-    waiting = true;
-  }
-
-  function show() {
-    waiting = false;
-    const { data } = context.getImageData(0, 0, SIDE, SIDE);
-    const ink = Float32Array.from({ length: SIDE * SIDE }, (_, i) => data[4 * i + 3] / 255);
-    const drawn = toMNIST(ink, SIDE);
-    const x = drawn && binarized(drawn, explored.binarization, thresholds);
-    const empty = new Float32Array(784);
-    paint(find("input"), x ?? empty);
-    paint(find("rebuilt"), x ? model.reconstruct(x) : empty);
+  /** Shows an image with values in [0, 1]; null where there is none. */
+  function show(values) {
+    const x = values && binarized(values, explored.binarization, thresholds);
+    const empty = new Float32Array(model.inputDim);
+    paint(find("input"), x ?? empty, shape);
+    paint(find("rebuilt"), x ? model.reconstruct(x) : empty, shape);
     posterior = x && priceOf(model, x);
     find("explore").disabled = !x;
     if (x) describe();
     else {
-      find("price").textContent = "Nothing is drawn yet.";
-      paint(find("cost"), empty);
+      find("price").textContent = isDrawn ? "Nothing is drawn yet." : "No image is chosen yet.";
+      paint(find("cost"), empty, shape);
       find("bars").replaceChildren();
       find("nearest").replaceChildren();
     }
@@ -70,15 +64,14 @@ export function makeDrawing(explored, { onDrawn, onExplore }) {
     const { reconstruction, kl, pixels, mu, logvar } = posterior;
     const above = Math.round(100 * explored.shareAbove(reconstruction + kl));
     find("price").textContent =
-      `Your digit costs ${(reconstruction + kl).toFixed(1)} nats: reconstruction ${reconstruction.toFixed(1)} + ` +
+      `Your image costs ${(reconstruction + kl).toFixed(1)} nats: reconstruction ${reconstruction.toFixed(1)} + ` +
       `KL ${kl.toFixed(1)}. ${above}\u00a0% of the test images cost more.`;
-    const largest = Math.max(...pixels);
-    paintCost(find("cost"), pixels, largest);
+    const largest = paintCost(find("cost"), pixels, shape);
     find("cost-caption").textContent = `cost by pixel, up to ${largest.toFixed(1)} nats`;
     drawBars(mu, logvar);
     const nearest = explored.nearest(mu, NEAREST).map((n) => {
-      const label = `Test image ${n}, class ${explored.labels[n]}`;
-      return element("button", { ariaLabel: label, onclick: () => onExplore(explored.mean(n), label) }, picture(explored.image(n)));
+      const properties = { ariaLabel: explored.describe(n), onclick: () => onExplore(explored.mean(n), explored.describe(n)) };
+      return element("button", properties, picture(explored.image(n), shape));
     });
     find("nearest").replaceChildren(...nearest);
   }
@@ -96,6 +89,45 @@ export function makeDrawing(explored, { onDrawn, onExplore }) {
     find("bars").replaceChildren(...bars);
     const top = order.slice(0, 5).map((j) => `z${j} ${kl[j].toFixed(1)}`);
     find("bars").ariaLabel = `KL in nats, largest first: ${top.join(", ")}`;
+  }
+
+  find("explore").onclick = () => onExplore(posterior.mu, "Posterior mean of your image");
+  show(null);
+  if (isDrawn) makeInk(show);
+  else {
+    find("picture").onchange = async ({ target: { files: [file] } }) => {
+      find("notice").textContent = "";
+      try {
+        show(file ? await readPicture(file, shape) : null);
+      } catch {
+        find("notice").textContent = `${file.name} can't be read as a picture.`;
+      }
+    };
+  }
+}
+
+/** The drawing area; calls `onInk` with the drawing as MNIST's digits are, [784], and with null where it is empty. */
+function makeInk(onInk) {
+  const canvas = find("ink");
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  Object.assign(context, { lineWidth: 22, lineCap: "round", lineJoin: "round", strokeStyle: "white" });
+  let [last, waiting] = [null, false];
+  let [pen, isDown] = [[SIDE / 2, SIDE / 4], false]; // of the keyboard
+
+  function stroke(x, y) {
+    context.beginPath();
+    context.moveTo(...(last ?? [x, y]));
+    context.lineTo(x, y);
+    context.stroke();
+    last = [x, y];
+    if (!waiting) requestAnimationFrame(showInk);
+    waiting = true;
+  }
+
+  function showInk() {
+    waiting = false;
+    const { data } = context.getImageData(0, 0, SIDE, SIDE);
+    onInk(toMNIST(Float32Array.from({ length: SIDE * SIDE }, (_, i) => data[4 * i + 3] / 255), SIDE));
   }
 
   const scaled = (event) => [event.offsetX, event.offsetY].map((v) => (v * SIDE) / canvas.clientWidth);
@@ -118,8 +150,25 @@ export function makeDrawing(explored, { onDrawn, onExplore }) {
   canvas.addEventListener("blur", () => (find("pen").hidden = true));
   find("clear").onclick = () => {
     context.clearRect(0, 0, SIDE, SIDE);
-    show();
+    showInk();
   };
-  find("explore").onclick = () => onExplore(posterior.mu, "Posterior mean of your drawing");
-  show();
+}
+
+/** A picture file as an image of this shape, values in [0, 1], as the pipeline reads a folder of pictures. */
+async function readPicture(file, [channels, height, width]) {
+  const bitmap = await createImageBitmap(file);
+  const context = Object.assign(element("canvas"), { width, height }).getContext("2d");
+  context.imageSmoothingQuality = "high";
+  context.fillStyle = "white"; // below what is transparent
+  context.fillRect(0, 0, width, height);
+  const scale = Math.max(width / bitmap.width, height / bitmap.height);
+  const size = [bitmap.width * scale, bitmap.height * scale];
+  context.drawImage(bitmap, (width - size[0]) / 2, (height - size[1]) / 2, ...size);
+  const { data } = context.getImageData(0, 0, width, height);
+  const area = width * height;
+  const grey = (p) => Math.round(0.299 * data[4 * p] + 0.587 * data[4 * p + 1] + 0.114 * data[4 * p + 2]);
+  return Float32Array.from({ length: channels * area }, (_, i) => {
+    const [c, p] = [Math.floor(i / area), i % area];
+    return (channels === 3 ? data[4 * p + c] : grey(p)) / 255;
+  });
 }

@@ -11,6 +11,7 @@ export class Explored {
     const facts = JSON.parse(new TextDecoder().decode(this.array("facts")) || "{}"); // weights alone have none
     this.metrics = facts.metrics ?? {};
     this.params = facts.params ?? {};
+    this.classes = facts.classes ?? [];
     const names = Object.keys(file.tensors).filter((name) => !name.startsWith("explorer.") && !name.endsWith(".mask"));
     this.parameters = total(names.map((name) => file.tensors[name].data.length));
   }
@@ -19,8 +20,23 @@ export class Explored {
     return this.tensors[`explorer.${name}`]?.data;
   }
 
+  /** The number of test images. */
+  get count() {
+    return this.array("means").length / this.model.latentDim;
+  }
+
+  /** The labels of the test images; undefined where they have none. */
   get labels() {
     return this.array("labels");
+  }
+
+  className(label) {
+    return this.classes[label] ?? `${label}`;
+  }
+
+  /** What test image `n` is called. */
+  describe(n) {
+    return `Test image ${n}${this.labels ? `, class ${this.className(this.labels[n])}` : ""}`;
   }
 
   get binarization() {
@@ -55,21 +71,23 @@ export class Explored {
     return Array.from(this.labels.keys()).filter((n) => this.labels[n] === label);
   }
 
-  /** Test image `n` as the model got it, [784]. */
+  /** Test image `n` as the model got it, [D]. It has one bit a value if it is binarized, else eight. */
   image(n) {
-    const packed = this.array("images");
-    return Float32Array.from({ length: 784 }, (_, i) => (packed[n * 98 + (i >> 3)] >> (7 - (i & 7))) & 1);
+    const [stored, D] = [this.array("images"), this.model.inputDim];
+    const size = stored.length / this.count;
+    if (size === D) return Float32Array.from(stored.subarray(n * D, (n + 1) * D), (v) => v / 255);
+    return Float32Array.from({ length: D }, (_, i) => (stored[n * size + (i >> 3)] >> (7 - (i & 7))) & 1);
   }
 
   /** The share of the test images with a higher −ELBO. */
   shareAbove(cost) {
-    return this.array("neg_elbo").filter((v) => v > cost).length / this.labels.length;
+    return this.array("neg_elbo").filter((v) => v > cost).length / this.count;
   }
 
   /** The indices of the `count` test images whose posterior means are nearest to `mu`. */
   nearest(mu, count) {
     const [L, means] = [mu.length, this.array("means")];
-    const distances = Float64Array.from(this.labels, (_, n) => {
+    const distances = Float64Array.from({ length: this.count }, (_, n) => {
       let distance = 0;
       for (let j = 0; j < L; j++) distance += (means[n * L + j] - mu[j]) ** 2;
       return distance;

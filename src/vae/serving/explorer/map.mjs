@@ -1,11 +1,12 @@
-// The map: posterior means of the test images in the plane, over digits decoded from means of neighbours.
+// The map: posterior means of the test images in the plane, over images decoded from means of neighbours.
 
 import { ARROWS, betweenFrames, element, find, paint } from "./pictures.mjs";
 
-// Of classes; each has its name on the map, too, since colour alone should not carry it.
+// Of ten classes; each has its name on the map, too, since colour alone should not carry it.
 const COLOURS = ["#4e79d6", "#e8801a", "#2f9e44", "#d64550", "#9467bd"];
 COLOURS.push("#a0693f", "#d66bb5", "#7d7d85", "#a5a522", "#17a2b8");
-const TILE = 44; // CSS pixels
+const NAMED = 20; // classes at most that have their names on the map
+const TILE = 44; // CSS pixels, the longer side
 const SAME_PLACE = 6; // CSS pixels that a pointer may move in a click
 
 /** Draws the map of `explored`. Calls `onSelect(n)` with a test image, and `onPath(from, to)` with two. */
@@ -14,6 +15,13 @@ export function makeMap(explored, { onSelect, onPath }) {
   const context = canvas.getContext("2d");
   const schedule = betweenFrames(draw);
   const tiles = element("canvas");
+  const { model, labels } = explored;
+  const isInk = `${model.shape[0]}` === "1" && explored.binarization !== "none";
+  const longest = Math.max(...model.shape.slice(1));
+  const [tileHeight, tileWidth] = model.shape.slice(1).map((side) => Math.max(8, (TILE * side) / longest));
+  const classes = new Set(labels).size; // none without labels
+  const colourOf = (label) =>
+    classes <= COLOURS.length ? COLOURS[label % COLOURS.length] : `hsl(${(360 * label) / classes} 65% ${label % 2 ? 42 : 58}%)`;
   let points; // [x, y] of each image, one after the other
   let view; // the middle of the map, and CSS pixels a unit
   let [cursor, drag, chosen, line] = [null, null, null, null];
@@ -36,7 +44,7 @@ export function makeMap(explored, { onSelect, onPath }) {
   function principal() {
     const [L, means] = [explored.model.latentDim, explored.array("means")];
     const [center, axes] = [explored.array("center"), explored.array("axes")];
-    const out = new Float32Array(2 * explored.labels.length);
+    const out = new Float32Array(2 * explored.count);
     means.forEach((v, i) => {
       const [n, j] = [Math.floor(i / L), i % L];
       out[2 * n] += (v - center[j]) * axes[j];
@@ -61,8 +69,9 @@ export function makeMap(explored, { onSelect, onPath }) {
     for (const layer of [canvas, tiles]) [layer.width, layer.height] = [size() * ratio, size() * ratio];
     const cells = new Map();
     for (let n = 0; n < count(); n++) {
-      const [column, row] = place(n).map((v) => Math.floor(v / TILE));
-      if (column < 0 || row < 0 || column * TILE >= size() || row * TILE >= size()) continue;
+      const [x, y] = place(n);
+      if (x < 0 || y < 0 || x >= size() || y >= size()) continue;
+      const [column, row] = [Math.floor(x / tileWidth), Math.floor(y / tileHeight)];
       const key = `${column},${row}`;
       if (!cells.has(key)) cells.set(key, { column, row, members: [] });
       cells.get(key).members.push(n);
@@ -72,9 +81,9 @@ export function makeMap(explored, { onSelect, onPath }) {
     layer.scale(ratio, ratio);
     schedule(
       [...cells.values()].map(({ column, row, members }) => () => {
-        const image = explored.model.images(explored.average(members));
-        const digit = paint(element("canvas"), image, (v) => [ink[0], ink[1], ink[2], 255 * v]);
-        layer.drawImage(digit, column * TILE, row * TILE, TILE, TILE);
+        const asInk = isInk ? ([v]) => [...ink.slice(0, 3), 255 * v] : undefined;
+        const image = paint(element("canvas"), model.images(explored.average(members)), model.shape, asInk);
+        layer.drawImage(image, column * tileWidth, row * tileHeight, tileWidth, tileHeight);
       }),
     );
     draw();
@@ -116,22 +125,25 @@ export function makeMap(explored, { onSelect, onPath }) {
     for (let n = 0; n < count(); n++) {
       const [x, y] = place(n);
       if (x < 0 || y < 0 || x > size() || y > size()) continue;
-      const label = explored.labels[n];
-      context.fillStyle = COLOURS[label % COLOURS.length];
+      const label = labels?.[n];
+      context.fillStyle = labels ? colourOf(label) : COLOURS[0];
       context.fillRect(x - 1.25, y - 1.25, 2.5, 2.5);
       if (!middles.has(label)) middles.set(label, []);
       middles.get(label).push([x, y]);
     }
+    if (!labels || classes > NAMED) return;
     context.font = "bold 13px system-ui, sans-serif";
     [context.textAlign, context.textBaseline] = ["center", "middle"];
     for (const [label, places] of middles) {
       const [x, y] = [0, 1].map((i) => places.map((p) => p[i]).sort((a, b) => a - b)[places.length >> 1]);
-      context.fillStyle = COLOURS[label % COLOURS.length];
+      const name = explored.className(label);
+      const half = Math.max(11, context.measureText(name).width / 2 + 6);
+      context.fillStyle = colourOf(label);
       context.beginPath();
-      context.arc(x, y, 11, 0, 2 * Math.PI);
+      context.roundRect(x - half, y - 11, 2 * half, 22, 11);
       context.fill();
       context.fillStyle = "white";
-      context.fillText(label, x, y);
+      context.fillText(name, x, y);
     }
   }
 
@@ -155,8 +167,9 @@ export function makeMap(explored, { onSelect, onPath }) {
     if (!at) return;
     const n = nearest(...at);
     const [picture, text] = find("hover").children;
-    paint(picture, explored.image(n));
-    text.textContent = `${explored.labels[n]}, ${explored.array("neg_elbo")[n].toFixed(1)} nats`;
+    paint(picture, explored.image(n), model.shape);
+    const name = labels ? `${explored.className(labels[n])}, ` : "";
+    text.textContent = `${name}${explored.array("neg_elbo")[n].toFixed(1)} nats`;
     Object.assign(find("hover").style, { left: `${Math.min(at[0] + 14, size() - 90)}px`, top: `${at[1] + 14}px` });
   }
 

@@ -1,7 +1,8 @@
 // The VAE of a weights file: encoding, decoding, the −ELBO and samples, as src/vae/models/vae.py defines them.
 
 import { FileError } from "./weights.mjs";
-import { columns, networks, repeated, sigmoid, stochasticLayer } from "./network.mjs";
+import { likelihoodOf } from "./likelihoods.mjs";
+import { columns, inputDim, networks, repeated, stochasticLayer } from "./network.mjs";
 import { LOG_2PI, priorOf } from "./priors.mjs";
 import { normals } from "./random.mjs";
 
@@ -22,13 +23,10 @@ export class VAE {
       return found.data;
     };
     const { config } = this;
-    if (`${config.image_shape}` !== "1,28,28") {
-      throw new FileError("This page shows grey images of 28 × 28 pixels only.");
-    }
-    if (config.likelihood !== "bernoulli") {
-      throw new FileError(`This page can't compute the model: it has no likelihood “${config.likelihood}”.`);
-    }
-    Object.assign(this, networks(tensor, config));
+    this.shape = config.image_shape; // channels, height, width
+    this.inputDim = inputDim(config);
+    this.likelihood = likelihoodOf(tensor, config);
+    Object.assign(this, networks(tensor, config, this.likelihood.parameters));
     this.stochastic = config.lower_latent_dims.map((_, index) => stochasticLayer(tensor, index, config));
     this.prior = priorOf(tensor, config, (x, images) => this.encode(x, images));
     this.latentDim = config.latent_dim;
@@ -36,7 +34,7 @@ export class VAE {
     this.noiseDim = this.latentDim + total(this.layerDims);
   }
 
-  /** Pixels [images, 784] in [0, 1] -> mu and logvar, [images, L] each, and the features of each layer. */
+  /** Pixels [images, D], channels first, in [0, 1] -> mu and logvar, [images, L] each, and the features of each layer. */
   encode(x, images = 1) {
     const features = [];
     for (const layer of this.encoder.layers) features.push(layer(features.at(-1) ?? x, images));
@@ -46,25 +44,25 @@ export class VAE {
   }
 
   /**
-   * Latents [images, L] -> logits [images, 784], and the KL of further stochastic layers, [images].
+   * Latents [images, L] -> the likelihood's parameters [images, P·D], and the KL of further stochastic layers, [images].
    *
    * Their latents are the means of their priors; with `noise` for each layer, [images, noiseDim], they are sampled, and
    * with the `features` that `encode` returns, from their posteriors.
    */
   decode(z, images = 1, noise = [], features = []) {
     const kl = new Float64Array(images);
-    const logits = this.decoder(z, images, (i, h) => {
+    const output = this.decoder(z, images, (i, h) => {
       if (!this.stochastic[i]) return h;
       const result = this.stochastic[i].forward(h, images, noise[i], features.at(-1 - i));
       result.kl.forEach((v, image) => (kl[image] += v));
       return result.h;
     });
-    return { logits, kl };
+    return { output, kl };
   }
 
-  /** Latents [images, L] -> probabilities of white, [images, 784]; `noise` is that of further stochastic layers. */
+  /** Latents [images, L] -> mean images, [images, D]; `noise` is that of further stochastic layers. */
   images(z, images = 1, noise = []) {
-    return this.decode(z, images, noise).logits.map(sigmoid);
+    return this.#means(this.decode(z, images, noise).output, images);
   }
 
   /** A sample of all latents from their priors: z [L], and the noise of each further stochastic layer. */
@@ -72,15 +70,21 @@ export class VAE {
     return { z: this.prior.sample(random), noise: this.layerDims.map((dim) => normals(random, dim)) };
   }
 
-  /** Pixels [784] -> probabilities of white, decoded from the posterior's mean. */
+  /** Pixels [D] -> the mean image, decoded from the posterior's mean. */
   reconstruct(x) {
     const { mu, features } = this.encode(x);
-    return this.decode(mu, 1, this.layerDims.map((dim) => new Float32Array(dim)), features).logits.map(sigmoid);
+    return this.#means(this.decode(mu, 1, this.layerDims.map((dim) => new Float32Array(dim)), features).output, 1);
+  }
+
+  #means(output, images) {
+    const out = new Float32Array(images * this.inputDim);
+    rows(output, images).forEach((row, n) => out.set(this.likelihood.mean(row), n * this.inputDim));
+    return out;
   }
 
   /**
-   * The −ELBO of pixels [784], in nats: `reconstruction` + `kl`, means over posterior samples from standard normal
-   * `noise` [samples, noiseDim]. `pixels` [784] add up to the reconstruction; `mu` and `logvar` are the posterior.
+   * The −ELBO of pixels [D], in nats: `reconstruction` + `kl`, means over posterior samples from standard normal
+   * `noise` [samples, noiseDim]. `pixels` [D] add up to the reconstruction; `mu` and `logvar` are the posterior.
    */
   price(x, noise) {
     const samples = noise.length / this.noiseDim;
@@ -92,11 +96,9 @@ export class VAE {
     });
     const z = e.map((v, i) => mu[i % mu.length] + Math.exp(0.5 * logvar[i % mu.length]) * v);
     const seen = this.stochastic.length ? features.map((layer) => repeated(layer, samples)) : [];
-    const { logits, kl: layerKL } = this.decode(z, samples, layerNoise, seen);
-    const pixels = new Float64Array(784);
-    logits.forEach((l, i) => {
-      pixels[i % 784] += (Math.max(l, 0) + Math.log1p(Math.exp(-Math.abs(l))) - x[i % 784] * l) / samples;
-    });
+    const { output, kl: layerKL } = this.decode(z, samples, layerNoise, seen);
+    const pixels = new Float64Array(this.inputDim);
+    for (const part of rows(output, samples)) this.likelihood.nll(part, x).forEach((v, i) => (pixels[i] += v / samples));
     const kl = this.#kl(mu, logvar, z, samples) + total(layerKL) / samples;
     return { reconstruction: total(pixels), kl, pixels, mu, logvar };
   }
@@ -107,6 +109,8 @@ export class VAE {
     return -0.5 * total(logvar.map((v) => 1 + v + LOG_2PI)) - total(this.prior.logDensity(z, samples)) / samples;
   }
 }
+
+const rows = (x, count) => Array.from({ length: count }, (_, n) => x.subarray((n * x.length) / count, ((n + 1) * x.length) / count));
 
 export const total = (values) => values.reduce((a, b) => a + b, 0);
 

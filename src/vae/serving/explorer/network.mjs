@@ -129,49 +129,51 @@ function dense(tensor, name, nIn, nOut, { activation, residual }, nSkip = 0) {
 const denseStack = (tensor, name, widths, config, first = 0) =>
   widths.slice(1).map((width, i) => dense(tensor, `${name}.${first + i}`, widths[i], width, config));
 
-/** A 3×3 convolution of maps with `side` × `side` positions, as a product with the nine neighbours of each position. */
-function convolution(tensor, name, nIn, nOut, side, stride = 1, hasBias = true) {
+/** A 3×3 convolution of maps of this height and width, as a product with the nine neighbours of each position. */
+function convolution(tensor, name, nIn, nOut, [height, width], stride = 1, hasBias = true) {
   const weight = tensor(`${name}.weight`, [nOut, nIn, 3, 3]);
   const bias = hasBias ? tensor(`${name}.bias`, [nOut]) : new Float32Array(nOut);
   return (x) => {
-    const images = x.length / (side * side * nIn);
-    const outSide = side / stride;
-    const columns = new Float32Array(images * outSide * outSide * nIn * 9);
+    const images = x.length / (height * width * nIn);
+    const positions = images * Math.ceil(height / stride) * Math.ceil(width / stride);
+    const columns = new Float32Array(positions * nIn * 9);
     let column = 0;
     for (let image = 0; image < images; image++) {
-      for (let row = 0; row < side; row += stride) {
-        for (let col = 0; col < side; col += stride, column += nIn * 9) {
+      for (let row = 0; row < height; row += stride) {
+        for (let col = 0; col < width; col += stride, column += nIn * 9) {
           for (let k = 0; k < 9; k++) {
             const [r, c] = [row + Math.floor(k / 3) - 1, col + (k % 3) - 1];
-            if (r < 0 || c < 0 || r >= side || c >= side) continue;
-            const start = ((image * side + r) * side + c) * nIn;
+            if (r < 0 || c < 0 || r >= height || c >= width) continue;
+            const start = ((image * height + r) * width + c) * nIn;
             for (let i = 0; i < nIn; i++) columns[column + i * 9 + k] = x[start + i];
           }
         }
       }
     }
-    return affine(columns, images * outSide * outSide, weight, bias);
+    return affine(columns, positions, weight, bias);
   };
 }
 
-function convBlock(tensor, name, channels, side, { activation, residual }) {
+function convBlock(tensor, name, channels, size, { activation, residual }) {
   const body = sequence(
     ACTIVATIONS[activation],
-    convolution(tensor, `${name}.body.1`, channels, channels, side),
+    convolution(tensor, `${name}.body.1`, channels, channels, size),
     ACTIVATIONS[activation],
-    convolution(tensor, `${name}.body.3`, channels, channels, side),
+    convolution(tensor, `${name}.body.3`, channels, channels, size),
   );
   return (h, rows) => (residual ? sum(body(h, rows), h) : body(h, rows));
 }
 
-/** Four channels become 2×2 positions (nn.PixelShuffle(2)). */
-const pixelShuffle = (channels, side) => (x) => {
-  const out = new Float32Array(x.length);
+/** Four channels become 2×2 positions (nn.PixelShuffle(2)); what is more than `size` in the end is cut off. */
+const pixelShuffle = (channels, [height, width], [outHeight, outWidth]) => (x) => {
+  const images = x.length / (height * width * 4 * channels);
+  const out = new Float32Array(images * outHeight * outWidth * channels);
   for (let from = 0; from < x.length; from++) {
     const [inner, position] = [from % (4 * channels), Math.floor(from / (4 * channels))];
-    const [image, row, col] = [Math.floor(position / side / side), Math.floor(position / side) % side, position % side];
-    const [c, dy, dx] = [inner >> 2, (inner >> 1) & 1, inner & 1];
-    out[((image * 2 * side + 2 * row + dy) * 2 * side + 2 * col + dx) * channels + c] = x[from];
+    const [image, c] = [Math.floor(position / (height * width)), inner >> 2];
+    const row = 2 * (Math.floor(position / width) % height) + ((inner >> 1) & 1);
+    const col = 2 * (position % width) + (inner & 1);
+    if (row < outHeight && col < outWidth) out[((image * outHeight + row) * outWidth + col) * channels + c] = x[from];
   }
   return out;
 };
@@ -179,10 +181,17 @@ const pixelShuffle = (channels, side) => (x) => {
 /** The number of values in an image. */
 export const inputDim = ({ image_shape: [channels, height, width] }) => channels * height * width;
 
-/** The sides of the feature maps after 0, 1, … layers. */
-function featureSides({ image_shape: [, side], hidden_dims }) {
-  return [side, side / 2, ...hidden_dims.map(() => side / 4)].slice(0, hidden_dims.length + 1);
+/** By how much the encoder's layer `i` reduces height and width. */
+const scale = (i) => (i < 2 ? 2 : 1);
+
+/** Height and width of the feature maps after 0, 1, … layers. */
+function featureSizes({ image_shape: [, ...size], hidden_dims }) {
+  const sizes = [size];
+  hidden_dims.forEach((_, i) => sizes.push(sizes[i].map((side) => Math.ceil(side / scale(i)))));
+  return sizes;
 }
+
+const area = ([height, width]) => height * width;
 
 // Encoders: `layers`, the features of each of which further stochastic layers need, and from those of the last one the
 // posterior's mean and log-variance side by side.
@@ -196,15 +205,16 @@ function mlpEncoder(tensor, config) {
 }
 
 function convEncoder(tensor, config) {
-  const sides = featureSides(config);
-  const channels = [1, ...config.hidden_dims];
+  const sizes = featureSizes(config);
+  const channels = [config.image_shape[0], ...config.hidden_dims];
   const layers = config.hidden_dims.map((n, i) =>
     sequence(
-      convolution(tensor, `encoder.hidden.${i}.0`, channels[i], n, sides[i], sides[i] / sides[i + 1]),
-      convBlock(tensor, `encoder.hidden.${i}.1`, n, sides[i + 1], config),
+      i ? (x) => x : (x) => channelsLast(x, channels[0], area(sizes[0])),
+      convolution(tensor, `encoder.hidden.${i}.0`, channels[i], n, sizes[i], scale(i)),
+      convBlock(tensor, `encoder.hidden.${i}.1`, n, sizes[i + 1], config),
     ),
   );
-  const positions = sides.at(-1) ** 2;
+  const positions = area(sizes.at(-1));
   const widths = [channels.at(-1) * positions, ...config.dense_dims];
   const head = sequence(
     ACTIVATIONS[config.activation],
@@ -219,53 +229,56 @@ function convEncoder(tensor, config) {
   };
 }
 
-// Decoders: (z, images, stochastic) -> logits, where stochastic(i, h) adds to the features of the i-th layer.
+// Decoders: (z, images, stochastic) -> `outputs` numbers for each value of the images, where stochastic(i, h) adds to the
+// features of the i-th layer.
 
-function mlpDecoder(tensor, config) {
+function mlpDecoder(tensor, config, outputs) {
   const widths = [config.latent_dim, ...reversed(config.hidden_dims)];
   const nSkip = config.decoder_skip ? config.latent_dim : 0;
   const layers = widths
     .slice(1)
     .map((width, i) => dense(tensor, `decoder.hidden.${i}`, widths[i], width, config, i ? nSkip : 0));
-  const head = linear(tensor, "decoder.head", widths.at(-1) + nSkip, inputDim(config));
+  const head = linear(tensor, "decoder.head", widths.at(-1) + nSkip, outputs * inputDim(config));
   return (z, images, stochastic) => {
     const h = layers.reduce((h, layer, i) => stochastic(i, layer(h, images, z)), z);
     return head(nSkip ? beside(h, z, images) : h, images);
   };
 }
 
-function convDecoder(tensor, config) {
-  const sides = reversed(featureSides(config));
-  const channels = [...reversed(config.hidden_dims), 1];
+function convDecoder(tensor, config, outputs) {
+  const sizes = reversed(featureSizes(config));
+  const channels = [...reversed(config.hidden_dims), outputs * config.image_shape[0]];
   const widths = [config.latent_dim, ...reversed(config.dense_dims)];
   const stem = sequence(
     ...denseStack(tensor, "decoder.stem", widths, config),
-    linear(tensor, `decoder.stem.${widths.length - 1}`, widths.at(-1), sides[0] ** 2 * channels[0]),
+    linear(tensor, `decoder.stem.${widths.length - 1}`, widths.at(-1), area(sizes[0]) * channels[0]),
   );
+  const last = channels.length - 2;
   const layers = channels.slice(1).map((n, i) => {
-    const scale = sides[i + 1] / sides[i];
-    const block = convBlock(tensor, `decoder.hidden.${2 * i}`, channels[i], sides[i], config);
+    const factor = scale(last - i);
+    const block = convBlock(tensor, `decoder.hidden.${2 * i}`, channels[i], sizes[i], config);
     const up = sequence(
       ACTIVATIONS[config.activation],
-      convolution(tensor, `decoder.hidden.${2 * i + 1}.1`, channels[i], n * scale ** 2, sides[i], 1, n > 1),
-      scale > 1 ? pixelShuffle(n, sides[i]) : (x) => x,
+      convolution(tensor, `decoder.hidden.${2 * i + 1}.1`, channels[i], n * factor ** 2, sizes[i], 1, i < last),
+      factor > 1 ? pixelShuffle(n, sizes[i], sizes[i + 1]) : (x) => x,
     );
     return { block, up };
   });
-  const bias = tensor("decoder.output_bias", [inputDim(config)]);
+  const bias = tensor("decoder.output_bias", [outputs * inputDim(config)]);
   return (z, images, stochastic) => {
     const h = layers.reduce((h, { block, up }, i) => up(stochastic(i, block(h))), stem(z, images));
-    return h.map((v, i) => v + bias[i % bias.length]);
+    return channelsLast(h, area(sizes.at(-1)), channels.at(-1)).map((v, i) => v + bias[i % bias.length]);
   };
 }
 
 const ARCHITECTURES = { mlp: [mlpEncoder, mlpDecoder], conv: [convEncoder, convDecoder] };
 
-export function networks(tensor, config) {
+/** Encoder and decoder; the decoder has `outputs` numbers for each value of an image. */
+export function networks(tensor, config, outputs) {
   if (!(config.architecture in ARCHITECTURES)) {
     throw new FileError(`This page can't compute the model: it has no architecture “${config.architecture}”.`);
   }
-  const [encoder, decoder] = ARCHITECTURES[config.architecture].map((make) => make(tensor, config));
+  const [encoder, decoder] = ARCHITECTURES[config.architecture].map((make) => make(tensor, config, outputs));
   return { encoder, decoder };
 }
 
@@ -279,17 +292,17 @@ export function stochasticLayer(tensor, index, config) {
   const conv = config.architecture === "conv";
   const [width, latents] = [config.hidden_dims.at(-1 - index), config.lower_latent_dims[index]];
   const name = `hierarchy.${index}`;
-  const side = conv ? featureSides(config).at(-1 - index) : 1;
-  const positions = side * side;
+  const size = conv ? featureSizes(config).at(-1 - index) : [1, 1];
+  const positions = area(size);
   const activation = ACTIVATIONS[config.activation === "glu" ? "relu" : config.activation];
   const connection = (part, nIn, nOut) =>
-    conv ? convolution(tensor, `${name}.${part}`, nIn, nOut, side) : linear(tensor, `${name}.${part}`, nIn, nOut);
+    conv ? convolution(tensor, `${name}.${part}`, nIn, nOut, size) : linear(tensor, `${name}.${part}`, nIn, nOut);
   const prior = sequence(activation, connection("prior.1", width, 2 * latents));
   const posterior = sequence(
     activation,
     connection("posterior.1", 2 * width, width),
     conv
-      ? convBlock(tensor, `${name}.posterior.2`, width, side, config)
+      ? convBlock(tensor, `${name}.posterior.2`, width, size, config)
       : dense(tensor, `${name}.posterior.2`, width, width, config),
     activation,
     connection("posterior.4", width, 2 * latents),

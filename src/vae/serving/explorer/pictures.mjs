@@ -1,4 +1,4 @@
-// Canvases of 28 × 28 pixels, and work that waits between frames.
+// Canvases of images, and work that waits between frames.
 
 export const find = (id) => document.getElementById(id);
 
@@ -9,26 +9,42 @@ export function element(tag, properties = {}, ...children) {
   return made;
 }
 
-const grey = (v) => [255 * v, 255 * v, 255 * v, 255];
 const heat = (v) => [255 * Math.min(1, 2 * v), 255 * v ** 1.5, 160 * Math.max(0, v - 0.7) + 40 * (1 - v), 255];
 
-/** Paint images [count, 784] side by side; `colour` maps a value to red, green, blue and alpha, up to 255. */
-export function paint(canvas, values, colour = grey) {
-  const count = values.length / 784;
-  [canvas.width, canvas.height] = [28 * count, 28];
+const asTheyAre = (values) => [...(values.length === 3 ? values : Array(3).fill(mean(values))).map((v) => 255 * v), 255];
+
+const mean = (values) => values.reduce((a, b) => a + b, 0) / values.length;
+
+/**
+ * Paint images [count, channels, height, width] side by side. `colour` maps a pixel's values to red, green, blue and
+ * alpha, up to 255; without it, what is not in three colours is grey.
+ */
+export function paint(canvas, values, [channels, height, width], colour = asTheyAre) {
+  const area = height * width;
+  const count = values.length / (channels * area);
+  [canvas.width, canvas.height] = [width * count, height];
   const context = canvas.getContext("2d");
-  const image = context.createImageData(28 * count, 28);
-  values.forEach((v, i) => {
-    const [picture, row, column] = [Math.floor(i / 784), Math.floor((i % 784) / 28), i % 28];
-    image.data.set(colour(v), 4 * (row * 28 * count + picture * 28 + column));
-  });
+  const image = context.createImageData(width * count, height);
+  for (let n = 0; n < count; n++) {
+    for (let p = 0; p < area; p++) {
+      const pixel = Array.from({ length: channels }, (_, c) => values[(n * channels + c) * area + p]);
+      image.data.set(colour(pixel), 4 * (Math.floor(p / width) * width * count + n * width + (p % width)));
+    }
+  }
   context.putImageData(image, 0, 0);
   return canvas;
 }
 
-export const paintCost = (canvas, pixels, largest) => paint(canvas, pixels, (v) => heat(Math.min(1, v / largest)));
+/** Paint what each pixel of an image costs, of all its channels together; returns the largest cost. */
+export function paintCost(canvas, values, shape) {
+  const costs = new Float64Array(shape[1] * shape[2]);
+  values.forEach((v, i) => (costs[i % costs.length] += v));
+  const largest = Math.max(...costs);
+  paint(canvas, costs, [1, ...shape.slice(1)], ([v]) => heat(Math.min(Math.max(v / largest, 0), 1)));
+  return largest;
+}
 
-export const picture = (values) => paint(element("canvas", { className: "digit" }), values);
+export const picture = (values, shape) => paint(element("canvas", { className: "image" }), values, shape);
 
 /** How far arrow keys move a pen or a cross, in pixels. */
 export const ARROWS = { ArrowLeft: [-10, 0], ArrowRight: [10, 0], ArrowUp: [0, -10], ArrowDown: [0, 10] };

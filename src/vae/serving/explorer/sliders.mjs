@@ -1,11 +1,11 @@
-// A slider for each active latent dimension, with a strip of the digits along it.
+// A slider for each active latent dimension, with a strip of the images along it.
 
 import { repeated } from "./network.mjs";
 import { betweenFrames, element, find, paint } from "./pictures.mjs";
 
 const ACTIVE_VARIANCE = 0.01; // of a dimension's posterior means (Burda et al. 2016)
 const REACH = 3; // standard deviations of the posterior means to both sides
-const STEPS = 9; // digits in a strip
+const STEPS = 9; // images in a strip
 const FIRST = 5; // sliders shown at first
 
 /** Makes the sliders; returns a function that shows latents z on them. Calls `onChange(z)` with moved ones. */
@@ -23,7 +23,7 @@ export function makeSliders(explored, onChange) {
     const properties = { type: "range", min: low, max: high, step: (high - low) / 200, id: `z${j}` };
     const input = element("input", properties);
     const value = element("output", { htmlFor: `z${j}` });
-    const strip = element("canvas", { className: "strip", role: "img", ariaLabel: `Digits along latent ${j}` });
+    const strip = element("canvas", { className: "strip", role: "img", ariaLabel: `Images along latent ${j}` });
     const name = element("label", { htmlFor: `z${j}` }, `z${j} · ${kl[j].toFixed(2)} nats`);
     input.oninput = () => onChange(shown.with(j, Number(input.value)), noise);
     const points = Float32Array.from({ length: STEPS }, (_, k) => low + ((high - low) * k) / (STEPS - 1));
@@ -37,7 +37,7 @@ export function makeSliders(explored, onChange) {
       visible.map(({ j, strip, points }) => () => {
         const z = repeated(shown, STEPS);
         points.forEach((v, k) => (z[k * shown.length + j] = v));
-        paint(strip, model.images(z, STEPS, noise.map((layer) => repeated(layer, STEPS))));
+        paint(strip, model.images(z, STEPS, noise.map((layer) => repeated(layer, STEPS))), model.shape);
       }),
     );
   }
