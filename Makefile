@@ -15,13 +15,13 @@ quoted = '$(subst ','\'',$(1))'
 flag = $(if $(call given,$(2)),--$(1)=$(call quoted,$(call given,$(2))))
 switch = $(if $(filter-out 0,$(call given,$(2))),--$(1))
 TRAIN_FLAGS = $(call flag,epochs,EPOCHS) $(call flag,batch_size,BATCH_SIZE) $(call flag,latent_dim,LATENT_DIM) \
-	$(call flag,beta,BETA) $(call flag,learning_rate,LEARNING_RATE)
+	$(call flag,beta,BETA) $(call flag,learning_rate,LEARNING_RATE) $(call flag,nproc,NPROC)
 PUBLISHED_FLAGS = $(foreach recipe,$(call given,RECIPES),$(call quoted,$(recipe))) $(call flag,epochs,EPOCHS)
 AIS_FLAGS = $(call flag,images,IMAGES) $(call flag,chains,CHAINS) $(call flag,temperatures,TEMPERATURES)
 SEARCH_FLAGS = $(call flag,n_trials,TRIALS) $(call flag,epochs,EPOCHS) $(call flag,workers,WORKERS) $(call flag,finalists,FINALISTS)
 
 # The variables that each target takes. Others on the command line are refused, or a mistyped one would start everything.
-names_train := EPOCHS BATCH_SIZE LATENT_DIM BETA LEARNING_RATE
+names_train := EPOCHS BATCH_SIZE LATENT_DIM BETA LEARNING_RATE NPROC
 names_search := TRIALS EPOCHS WORKERS FINALISTS
 names_adopt := FROM
 names_examples := QUICK
@@ -64,7 +64,7 @@ explore: $(READY)  ## Open the latent explorer of the model in a browser, made f
 compare: $(READY)  ## Show the commit and its DVC experiments in one table
 	@python -m vae.workflow.compare
 
-train: $(READY)  ## Train once with other values, outside of DVC: EPOCHS= BATCH_SIZE= LATENT_DIM= BETA= LEARNING_RATE=
+train: $(READY)  ## Train once with other values, outside of DVC: EPOCHS= BATCH_SIZE= LATENT_DIM= BETA= LEARNING_RATE= NPROC=
 	python pipeline/train.py $(TRAIN_FLAGS)
 
 search: $(READY)  ## Search hyperparameters; once with other values, outside of DVC: TRIALS= EPOCHS= WORKERS= FINALISTS=

@@ -226,6 +226,10 @@ class TrainParams(Section):
     """Compile the training step; auto: on CUDA."""
     mmd: NonNegativeFloat = 0.0
     """Weight of the squared MMD between posterior samples and prior in the loss, in nats; 0: not computed."""
+    nproc: PositiveInt = 1
+    """Processes among which each batch is divided: one a GPU, or one a share of the cores."""
+    timeout: PositiveFloat = 1800.0
+    """Seconds that a process waits for the others before it gives up."""
 
     @model_validator(mode="after")
     def _check_objective(self) -> Self:

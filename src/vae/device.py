@@ -76,6 +76,10 @@ def full_fp32() -> Iterator[None]:
 
 
 def _device(name: str) -> torch.device:
+    # torchrun starts several processes, numbered by LOCAL_RANK: each has a GPU of its own.
+    number = os.environ.get("LOCAL_RANK")
+    if number and name in ("auto", "cuda") and torch.cuda.is_available():
+        name = f"cuda:{number}"
     available = ["cpu"]
     if torch.backends.mps.is_available():
         available[:0] = ["mps", "mps:0"]

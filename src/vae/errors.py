@@ -27,6 +27,10 @@ class DivergedError(VAEError):
     """The training loss is no longer finite."""
 
 
+class ProcessError(VAEError):
+    """One of the processes of a data-parallel training was killed, or does not answer."""
+
+
 class TrackingError(VAEError):
     """The MLflow store can't be reached."""
 

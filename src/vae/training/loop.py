@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
@@ -28,6 +28,7 @@ from vae.errors import ConfigError, DivergedError
 from vae.models.distributions import importance_weighted_bound
 from vae.models.vae import VAE, Terms
 from vae.progress import Progress
+from vae.training import distributed
 from vae.training.objectives import beta_at, doubly_reparameterized_bound, mmd, weighted_kl
 from vae.training.optimizers import make_optimizers, make_schedule
 
@@ -84,6 +85,9 @@ def fit(
     With `checkpoints`, each epoch saves one, and a training that finds one resumes from it: the result is the same as
     without the interruption. `on_epoch` is then called for the remaining epochs only.
 
+    In a process group of `torch.distributed`, each process calls `fit` with the same arguments and computes its share
+    of every batch; `on_epoch` is called, and checkpoints are written, in the first one only.
+
     With `after`, an earlier training of the same model, it trains on from that one's last epoch: optimizer state and
     history continue, "best" is over all epochs, and the learning-rate schedule starts anew for the new epochs.
 
@@ -95,11 +99,7 @@ def fit(
     the first epoch with a loss that is not finite, before `on_epoch` is called; DataError if there are no images, or
     not of the form that `vae.data.batches.image_batch` takes; ConfigError if the model can't be trained with `params`.
     """
-    try:
-        check_together(model.params, params)
-        resolved_likelihood(model.params, binarization)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    _check(model, params, binarization)
     model.to(hardware.device)
     state = _TrainingState(model, train, params, hardware, binarization, seed, optimizer, scheduler)
     targets = binarize_once(all_images(validation, model.input_dim), binarization).to(hardware.device)
@@ -109,7 +109,7 @@ def fit(
     best_weights = copy.deepcopy(model.state_dict())
     if after:
         state.train_on(after.state)
-    if checkpoints and (saved := checkpoints.load(hardware.device)):
+    if saved := distributed.of_the_first(checkpoints.load(hardware.device) if checkpoints else None):
         state.load_state_dict(saved["training"])
         history, best_epoch, best_weights = saved["history"], saved["best_epoch"], saved["best_weights"]
     for epoch in range(len(history) + 1, start + params.epochs + 1):
@@ -126,17 +126,28 @@ def fit(
             history.append(record | {"improved": int(improved)})
             if improved:
                 best_epoch, best_weights = epoch, copy.deepcopy(model.state_dict())
-            if epoch == _end_of_warmup(params):
+            if epoch == _end_of_warmup(params) and distributed.is_first():
                 _warn_if_collapsed(model, targets, history[best_epoch - 1])
             state.end_epoch(record[key])
-            if on_epoch:
+            if on_epoch and distributed.is_first():
                 on_epoch(history[-1])
-        if checkpoints:
+        if checkpoints and distributed.is_first():
             best = {"best_epoch": best_epoch, "best_weights": best_weights}
             checkpoints.save(epoch, {"training": state.state_dict(), "history": history, **best})
     last_epoch = copy.deepcopy(state.state_dict())
     model.load_state_dict(best_weights)
     return Fitted(history, best_epoch, key, last_epoch)
+
+
+def _check(model: VAE, params: TrainParams, binarization: Binarization) -> None:
+    """Raise ConfigError where `model` can't be trained with `params` on such images, or not by several processes."""
+    try:
+        check_together(model.params, params)
+        resolved_likelihood(model.params, binarization)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if params.mmd and distributed.size() > 1:
+        raise ConfigError("train.mmd compares samples of a whole batch: it is for one process, train.nproc: 1")
 
 
 def criterion(params: TrainParams) -> str:
@@ -187,7 +198,8 @@ class _TrainingState:
         self.elbo = params.model_copy(
             update={"objective": "elbo", "importance_samples": 1, "doubly_reparameterized": False}
         )
-        self.objective, self.step = params, _step_function(model, params, hardware)
+        self.module = distributed.wrapped(model)
+        self.objective, self.step = params, _step_function(self.module, params, hardware)
         self.last_epoch: Record = {}
 
     def state_dict(self) -> State:
@@ -253,13 +265,13 @@ class _TrainingState:
         steps, params = len(self.batches), self.params
         objective = self.elbo if epoch <= params.elbo_epochs else params
         if objective is not self.objective:
-            self.objective, self.step = objective, _step_function(self.model, objective, self.hardware)
+            self.objective, self.step = objective, _step_function(self.module, objective, self.hardware)
         cycle = -(-params.epochs // params.kl_cycles) if params.kl_cycles > 1 else None
         sums = torch.zeros(steps, 3, device=self.hardware.device)
         count, beta = 0, params.beta
         self.model.train()
         with Progress(
-            show=progress,
+            show=progress and distributed.is_first(),
             desc=f"epoch {epoch}/{epochs}",
             total=steps,
             unit=" batches",
@@ -267,10 +279,10 @@ class _TrainingState:
         ) as bar:
             for number, x in enumerate(self.batches):
                 beta = beta_at(epoch - 1 + (number + 1) / steps, params.beta, params.kl_warmup_epochs, cycle)
-                sums[number] = torch.stack(self._train_step(x, beta)) * len(x)
+                sums[number] = self._train_step(x, beta) * len(x)
                 count += len(x)
                 bar.update()
-        _check_finite_steps(sums, epoch)  # the epoch's one wait for the device
+        _check_finite_steps(distributed.add_up(sums), epoch)  # the epoch's one wait for the device
         loss, reconstruction, kl = (sums.sum(0) / count).tolist()
         seconds = time.perf_counter() - started
         self.last_epoch = {"−ELBO": reconstruction + kl, "reconstruction": reconstruction, "KL": kl}
@@ -285,15 +297,17 @@ class _TrainingState:
             "train/images_per_second": count / seconds,
         }
 
-    def _train_step(self, x: Tensor, beta: float) -> tuple[Tensor, Tensor, Tensor]:
+    def _train_step(self, x: Tensor, beta: float) -> Tensor:
+        """Loss, reconstruction and KL, [3]: means over the batch, or this process's part of them."""
         device = self.hardware.device
         shape = (len(x), self.objective.importance_samples, self.model.noise_dim)
         noise = torch.randn(shape, generator=self.generator, device=device)
         # Sampled only if it is used: other trainings get the same noise as if there were no such term.
         prior = self._prior_samples(len(x)) if self.params.mmd else None
-        loss, reconstruction, kl = self.step(x, noise, torch.full((), beta, device=device), prior)
+        own, weight = distributed.share(len(x))
+        means = torch.stack(self.step(x[own], noise[own], torch.full((), beta, device=device), prior))
         self.model.zero_grad()
-        loss.backward()
+        (weight * means[0]).backward()
         if self.params.max_grad_norm:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.params.max_grad_norm)
         for optimizer in self.optimizers:
@@ -302,14 +316,14 @@ class _TrainingState:
             schedule.step()
         if self.average:
             self.average.update_parameters(self.model)
-        return loss.detach(), reconstruction.detach(), kl.detach()
+        return means.detach() * (weight / distributed.size())
 
     @torch.no_grad()
     def _prior_samples(self, n: int) -> Tensor:
         return self.model.prior.sample(n, self.generator, self.hardware.device)
 
 
-def _step_function(model: VAE, params: TrainParams, hardware: Hardware) -> Step:
+def _step_function(model: nn.Module, params: TrainParams, hardware: Hardware) -> Step:
     """(x, noise, beta, prior samples or None) -> loss, reconstruction, KL: means over the batch.
 
     Random numbers and β are arguments, so that the step compiles to one graph without state.
@@ -358,11 +372,14 @@ def validate(model: VAE, targets: Tensor, hardware: Hardware, importance_samples
     for batch in targets.split(max(1, EVALUATION_BATCH // samples)):
         x = to_float(batch)
         noise = torch.randn(len(x), samples, model.noise_dim, generator=generator, device=x.device)
+        own, weight = distributed.share(len(x))
+        if not weight:
+            continue
         with hardware.autocast():
-            terms = model(x, noise)
+            terms = model(x[own], noise[own])
         bound = importance_weighted_bound(terms.log_weights)
         sums += torch.stack([terms.nll.mean(1).sum(), terms.kl.sum(), bound.sum()]).to(sums.device)
-    reconstruction, kl, bound = (sums / len(targets)).tolist()
+    reconstruction, kl, bound = (distributed.add_up(sums) / len(targets)).tolist()
     metrics = {"reconstruction": reconstruction, "kl": kl, "neg_elbo": reconstruction + kl}
     if importance_samples:
         metrics["neg_bound"] = -bound

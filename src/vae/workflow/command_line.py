@@ -20,7 +20,7 @@ from vae.errors import VAEError, hide_passwords, one_line
 DEBUG = "VAE_DEBUG"  # an environment variable, so that child processes inherit it
 INTERRUPTED = "`dvc repro` runs this stage again"
 RESUMED = "the same command resumes it"
-FLAGS = ("train.epochs", "train.batch_size", "model.latent_dim", "train.beta", "train.learning_rate")
+FLAGS = ("train.epochs", "train.batch_size", "model.latent_dim", "train.beta", "train.learning_rate", "train.nproc")
 
 
 def run_stage(

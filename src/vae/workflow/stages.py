@@ -80,7 +80,9 @@ def checkpoint_folder(stage: str, params: Params, hardware: Hardware) -> Path:
         for name, value in params.flat().items()
         if any(name == listed or name.startswith(f"{listed}.") for listed in declared["params"])
     }
-    # Not the number of threads: resumed with another one, a training is as good, but differs in the last bits.
+    # Not the number of threads and processes: resumed with another one, a training is as good, but differs in the last
+    # bits.
+    values = {name: value for name, value in values.items() if name not in ("train.nproc", "train.timeout")}
     values |= {"torch": torch.__version__, "device": hardware.device.type, "precision": hardware.precision}
     values |= {"compile": hardware.compile}
     return project_root() / ".ckpt" / stage / fingerprint(values, declared["deps"])

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pandas as pd
 from filelock import FileLock, Timeout
@@ -19,7 +19,7 @@ from vae.device import Hardware, resolve
 from vae.files import sha256, write_atomically, write_json
 from vae.models.vae import VAE
 from vae.plots.by_epoch import pictures
-from vae.training.loop import Fitted, Record, fit
+from vae.training.loop import Fitted, OnEpoch, Record, fit
 
 RUN_ID = "run_id"  # the file in the folder of checkpoints that holds the ID of the training's MLflow run
 WALL_TIMES = ("train/seconds", "train/images_per_second", "val/seconds")  # of an epoch's record
@@ -40,6 +40,43 @@ class Training:
     run: tracking.Run
 
 
+@dataclass(frozen=True)
+class _Setup:
+    """What is trained, on what: the same in each process of a data-parallel training."""
+
+    params: Params
+    hardware: Hardware
+    model: VAE
+    train: Split
+    validation: Split
+
+    @classmethod
+    def of(cls, params: Params, dataset: Mapping[str, Any], raw: Path) -> Self:
+        train, validation = split_validation(load(raw, "train"), params.data.validation_size)
+        model = VAE.from_params(params.model, params.seed, image_shape=dataset["image_shape"])
+        model.initialize_from_data(train.images)
+        return cls(params, resolve(params.train), model, train, validation)
+
+    def fit(self, on_epoch: OnEpoch | None = None, checkpoints: Checkpoints | None = None) -> Fitted:
+        return fit(
+            self.model,
+            self.train,
+            self.validation,
+            self.params.train,
+            self.hardware,
+            binarization=self.params.data.binarization,
+            seed=self.params.seed,
+            on_epoch=on_epoch,
+            progress=True,
+            checkpoints=checkpoints,
+        )
+
+
+def take_part(params: Params, dataset: Mapping[str, Any], raw: Path) -> None:
+    """Compute this process's share of a training that the first process tracks; nothing is written or logged."""
+    _Setup.of(params, dataset, raw).fit()
+
+
 @contextmanager
 def tracked_training(
     params: Params,
@@ -57,10 +94,15 @@ def tracked_training(
     Wall times are written to `timing.json` beside the history. The MLflow run is open until the block ends. With a
     folder for `checkpoints`, an interrupted training is resumed, in the same run; the folder is deleted at the end.
     """
+<<<<<<< HEAD
     hardware = resolve(params.train)
     train, validation = split_validation(load(raw, "train"), params.data.validation_size)
     model = VAE.from_params(params.resolved_model, params.seed, image_shape=dataset["image_shape"])
     model.initialize_from_data(train.images)
+=======
+    setup = _Setup.of(params, dataset, raw)
+    hardware, model, train, validation = setup.hardware, setup.model, setup.train, setup.validation
+>>>>>>> aa5f84c (Data-parallel training: torchrun's processes compute their share of each batch)
     tracking.connect(experiment)
     print(f"{dataset['name']}: {len(train):,} to train on, {len(validation):,} to validate\n{hardware}", flush=True)
     with ExitStack() as stack:
@@ -95,18 +137,7 @@ def tracked_training(
         run.log_dataset(dataset["name"], dataset["sha256"]["train-images-idx3-ubyte"][:8], raw.parent)
         for record in records:
             log(record)
-        fitted = fit(
-            model,
-            train,
-            validation,
-            params.train,
-            hardware,
-            binarization=params.data.binarization,
-            seed=params.seed,
-            on_epoch=on_epoch,
-            progress=True,
-            checkpoints=saved,
-        )
+        fitted = setup.fit(on_epoch, saved)
         _log_pictures(run, model, validation, params, len(fitted.history), at_end=True)
         model.save(weights)  # the best epoch may be from before an interruption, and its files may be lost
         _write_history(history, fitted.history)

@@ -1,0 +1,70 @@
+"""The train stage with `train.nproc`: the same files and run as with one process, also after one was killed."""
+
+import json
+import os
+import signal
+import sys
+import time
+
+import psutil
+import pytest
+
+from support import Project
+
+pytestmark = pytest.mark.slow
+TRAIN = [sys.executable, "pipeline/train.py"]
+
+
+def workers(process):
+    """The training processes, the one that logs first."""
+    found = [child for child in psutil.Process(process.pid).children() if "pipeline/train.py" in child.cmdline()]
+    return sorted(found, key=lambda child: int(child.environ()["RANK"]))
+
+
+def test_dvc_repro_with_two_processes_and_a_kill(project, tmp_path, runs_of):
+    project.set({"train.epochs": 30})
+    alone = project.copy(tmp_path / "alone")
+    alone.run(*TRAIN)
+    earlier = {run.info.run_id for run in runs_of(project)}
+    project.set({"train.nproc": 2})
+    stage = project.start(*TRAIN, until="epoch   3/30")
+    _, second = workers(stage)
+    second.kill()
+    _, errors = stage.communicate(timeout=180)
+    assert stage.returncode == 1
+    assert errors.endswith("error: process 1 of 2 was killed (SIGKILL)\n")
+    assert "Traceback" not in errors
+
+    project.set({"train.nproc": 1})  # resumes with another number of processes
+    printed = project.run(*TRAIN)
+    assert "resuming after epoch" in printed
+    (run,) = [run for run in runs_of(project) if run.info.run_id not in earlier]
+    assert run.info.status == "FINISHED"
+    assert run.info.run_id == json.loads((project / "models/run.json").read_text())["run_id"]
+    ours, theirs = (json.loads((each / "metrics/train.json").read_text()) for each in (project, alone))
+    assert ours["val/neg_elbo"] == pytest.approx(theirs["val/neg_elbo"], rel=2e-3)
+
+
+def test_a_process_that_hangs_ends_in_an_error(project: Project):
+    project.set({"train.epochs": 4000, "train.nproc": 2, "train.timeout": 8.0})
+    stage = project.start(*TRAIN, until="epoch   3/4000")
+    _, second = workers(stage)
+    second.suspend()
+    started = time.monotonic()
+    _, errors = stage.communicate(timeout=240)
+    assert time.monotonic() - started > 7
+    assert stage.returncode == 1
+    assert "error: process 0 of 2 lost the others: one has ended, or did not answer for 8 s (train.timeout)\n" in errors
+    assert "Traceback" not in errors
+
+
+def test_ctrl_c_ends_all_processes_and_says_how_to_resume(project):
+    project.set({"train.epochs": 4000, "train.nproc": 2})
+    stage = project.start(*TRAIN, until="epoch   3/4000")
+    both = workers(stage)
+    os.killpg(stage.pid, signal.SIGINT)
+    _, errors = stage.communicate(timeout=180)
+    assert stage.returncode == 130
+    assert "interrupted: the same command resumes it\n" in errors
+    assert "Traceback" not in errors
+    assert not any(each.is_running() for each in both)
