@@ -16,6 +16,7 @@ from vae.files import rounded, sha256, write_arrays, write_atomically, write_jso
 from vae.models.vae import VAE
 from vae.serving.pyfunc import save_model
 from vae.tracking.kinds import log_test
+from vae.training.distributed import is_first, launch, process_group, size
 from vae.workflow.command_line import RESUMED, run_stage
 from vae.workflow.stages import METRICS, MODEL, RAW, checkpoint_folder, load_model, read_dataset, training_run
 
@@ -28,7 +29,9 @@ COMPARED = (
 
 
 def main(params: Params) -> None:
-    """Evaluate, write the metrics, and add them to the MLflow run of the training."""
+    """Evaluate, in `train.nproc` processes; the first one writes the metrics."""
+    if launch(params.train.nproc):
+        return
     hardware = resolve(params.train)
     model = load_model(params, hardware.device)
     dataset = read_dataset()
@@ -37,9 +40,20 @@ def main(params: Params) -> None:
     train, test = (binarized(part, params, hardware.device) for part in ("train", "test"))
     tracking.connect()
     checkpoints = Checkpoints(checkpoint_folder("evaluate", params, hardware))
-    result = evaluate(
-        model, test.images, test.labels, params.evaluate, seed=params.seed, progress=True, checkpoints=checkpoints
-    )
+    with process_group(hardware.device, params.train.timeout):
+        first, alone = is_first(), size() == 1
+        result = evaluate(
+            model,
+            test.images,
+            test.labels,
+            params.evaluate,
+            seed=params.seed,
+            progress=first,
+            checkpoints=checkpoints if alone else None,  # which hold the work of one process
+            shared=True,
+        )
+    if not first:
+        return
     # Further digits depend on the processor.
     metrics = rounded({**result.metrics(), **further_metrics(model, train, test, result, params)})
 

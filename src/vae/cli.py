@@ -30,6 +30,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def train(params: Params, output: Path, data: Path) -> None:
     """Train on the images in `data`/raw, downloaded if need be, evaluate and plot; all results go to `output`."""
+    from vae.device import resolve
+    from vae.training.distributed import is_first, launch, process_group
+    from vae.workflow.stages import fetch_dataset
+    from vae.workflow.tracked_training import take_part
+
+    raw, dataset = data / "raw", data / "dataset.json"
+    output.mkdir(parents=True, exist_ok=True)
+    _check_folder(params, raw, dataset)
+    record = fetch_dataset(params.data, raw, dataset)
+    if launch(params.train.nproc):
+        return
+    with process_group(resolve(params.train).device, params.train.timeout):
+        if is_first():
+            train_and_evaluate(params, record, raw, output)
+        else:
+            take_part(params, record, raw)
+
+
+def train_and_evaluate(params: Params, record: Mapping[str, Any], raw: Path, output: Path) -> None:
+    """Train on the images in `raw`, which `record` describes, and write everything to `output`."""
     import pandas as pd
 
     from vae.data.binarization import binarize_once
@@ -40,13 +60,8 @@ def train(params: Params, output: Path, data: Path) -> None:
     from vae.serving.explorer.build import explorer_page
     from vae.serving.pyfunc import save_model
     from vae.tracking.kinds import log_test
-    from vae.workflow.stages import fetch_dataset
     from vae.workflow.tracked_training import tracked_training
 
-    output.mkdir(parents=True, exist_ok=True)
-    raw, dataset = data / "raw", data / "dataset.json"
-    _check_folder(params, raw, dataset)
-    record = fetch_dataset(params.data, raw, dataset)
     with tracked_training(params, record, raw, output / WEIGHTS, output / "history.csv") as training:
         test = load(raw, "test")
         targets = binarize_once(test.images, params.data.binarization).to(training.hardware.device)

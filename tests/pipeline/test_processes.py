@@ -68,3 +68,13 @@ def test_ctrl_c_ends_all_processes_and_says_how_to_resume(project):
     assert "interrupted: the same command resumes it\n" in errors
     assert "Traceback" not in errors
     assert not any(each.is_running() for each in both)
+
+
+def test_an_evaluation_by_several_processes_is_that_of_one(project):
+    command = [sys.executable, "pipeline/evaluate.py"]
+    metrics = ("evaluation.json", "per_class.csv")
+    project.run(*command)
+    alone = [(project / "metrics" / name).read_bytes() for name in metrics]
+    project.set({"train.nproc": 3})
+    project.run(*command)
+    assert [(project / "metrics" / name).read_bytes() for name in metrics] == alone

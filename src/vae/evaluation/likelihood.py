@@ -6,7 +6,7 @@ Metrics of the test set as a whole are in `kl_decomposition`, `linear_probe` and
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from vae.checkpoints import Checkpoints
@@ -198,13 +199,17 @@ def evaluate(
     seed: int = 0,
     progress: bool = False,
     checkpoints: Checkpoints | None = None,
+    shared: bool = False,
 ) -> Evaluation:
     """Evaluate `model` on `targets`, uint8 [N, D] and binarized if the model is for such, on the same device.
 
     The reconstruction is a mean over all importance samples, and so is the KL where it has no closed form.
     With `checkpoints`, an interrupted evaluation resumes there, with the same metrics; the caller deletes them.
+    `shared` divides the images among the processes of `torch.distributed`, which all call this function: each gets the
+    result that one alone computes.
     """
     model.eval()
+    rank, size = (dist.get_rank(), dist.get_world_size()) if shared and dist.is_initialized() else (0, 1)
     generator = torch.Generator(targets.device).manual_seed(seed)
     batches = targets.split(max(1, params.chunk_size // params.importance_samples))
     parts: list[Part] = []
@@ -218,13 +223,17 @@ def evaluate(
         print(f"evaluating {len(targets):,} images with {count} importance sample{'s' * (count > 1)} each")
     with Progress(show=progress, desc="evaluate", total=len(batches), initial=done) as bar:
         for number, batch in enumerate(batches[done:], done + 1):
-            parts.append(_evaluate_batch(model, to_float(batch), params, generator))
+            if number % size == rank:
+                parts.append(_evaluate_batch(model, to_float(batch), params, generator))
+            else:  # another process does, with the noise that would be drawn here
+                for _ in noise_of(model, len(batch), params, generator):
+                    pass
             bar.update()
             if checkpoints and time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
                 parts = [_joined(parts)]
                 checkpoints.save(number, {"part": parts[0], "batches": number, "generator": generator.get_state()})
                 saved = time.monotonic()
-    columns, mu, logvar = _joined(parts)
+    columns, mu, logvar = _joined(_of_all(parts, size))
     images = pd.DataFrame(columns.numpy(), columns=COLUMNS + layer_columns(model))
     images = images.assign(elbo=-(images["reconstruction"] + images["kl"]))
     images = images if labels is None else images.assign(label=labels.cpu().numpy())
@@ -251,6 +260,16 @@ def layer_columns(model: VAE) -> list[str]:
     return ["kl_top", *(f"kl_lower_{number}" for number, _ in enumerate(model.hierarchy, 1))] if model.hierarchy else []
 
 
+def _of_all(parts: list[Part], size: int) -> list[Part]:
+    """The parts that `size` processes computed in turns, in the order of the images."""
+    if size == 1:
+        return parts
+    gathered: list[list[Part]] = [[]] * size
+    dist.all_gather_object(gathered, parts)
+    turns = [iter(each) for each in gathered]
+    return [next(turns[number % size]) for number in range(1, sum(map(len, gathered)) + 1)]
+
+
 def _joined(parts: list[Part]) -> Part:
     columns, mu, logvar = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     return columns, mu, logvar
@@ -268,18 +287,23 @@ def importance_samples(
     """
     layers = len(model.hierarchy)
     nll, kl, log_weights = [], torch.zeros(len(x), 1 + layers, device=x.device), []
-    remaining = params.importance_samples
-    while remaining:
-        samples = min(remaining, max(1, params.chunk_size // len(x)))
-        noise = torch.randn(len(x), samples, model.noise_dim, generator=generator, device=x.device)
+    for noise in noise_of(model, len(x), params, generator):
         with torch.autocast(x.device.type, torch.bfloat16, enabled=params.precision == "bf16"):
             terms = model(x, noise, posterior=posterior)
         nll.append(terms.nll)
         top, lower = terms.kl.split([terms.kl.shape[1] - layers, layers], 1)
-        kl += torch.cat([top.sum(1, keepdim=True), lower], 1) * (samples / params.importance_samples)
+        kl += torch.cat([top.sum(1, keepdim=True), lower], 1) * (noise.shape[1] / params.importance_samples)
         log_weights.append(terms.log_weights)
-        remaining -= samples
     return torch.cat(nll, -1), kl, torch.cat(log_weights, -1)
+
+
+def noise_of(model: VAE, n: int, params: EvaluateParams, generator: torch.Generator) -> Iterator[Tensor]:
+    """Standard normal noise for all importance samples of `n` images, [n, samples, N] at a time."""
+    remaining = params.importance_samples
+    while remaining:
+        samples = min(remaining, max(1, params.chunk_size // n))
+        yield torch.randn(n, samples, model.noise_dim, generator=generator, device=generator.device)
+        remaining -= samples
 
 
 def effective_samples(log_weights: Tensor) -> Tensor:

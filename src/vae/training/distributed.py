@@ -105,7 +105,7 @@ def share(n: int) -> tuple[slice, float]:
 
 def wrapped(model: nn.Module) -> nn.Module:
     """The model, such that a backward pass averages its gradients over all processes."""
-    return DistributedDataParallel(model, broadcast_buffers=False) if size() > 1 else model
+    return DistributedDataParallel(model, forward_sync_buffers=False) if size() > 1 else model
 
 
 def add_up(values: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ class _Setup:
     @classmethod
     def of(cls, params: Params, dataset: Mapping[str, Any], raw: Path) -> Self:
         train, validation = split_validation(load(raw, "train"), params.data.validation_size)
-        model = VAE.from_params(params.model, params.seed, image_shape=dataset["image_shape"])
+        model = VAE.from_params(params.resolved_model, params.seed, image_shape=dataset["image_shape"])
         model.initialize_from_data(train.images)
         return cls(params, resolve(params.train), model, train, validation)
 
@@ -94,15 +94,8 @@ def tracked_training(
     Wall times are written to `timing.json` beside the history. The MLflow run is open until the block ends. With a
     folder for `checkpoints`, an interrupted training is resumed, in the same run; the folder is deleted at the end.
     """
-<<<<<<< HEAD
-    hardware = resolve(params.train)
-    train, validation = split_validation(load(raw, "train"), params.data.validation_size)
-    model = VAE.from_params(params.resolved_model, params.seed, image_shape=dataset["image_shape"])
-    model.initialize_from_data(train.images)
-=======
     setup = _Setup.of(params, dataset, raw)
     hardware, model, train, validation = setup.hardware, setup.model, setup.train, setup.validation
->>>>>>> aa5f84c (Data-parallel training: torchrun's processes compute their share of each batch)
     tracking.connect(experiment)
     print(f"{dataset['name']}: {len(train):,} to train on, {len(validation):,} to validate\n{hardware}", flush=True)
     with ExitStack() as stack:
