@@ -132,7 +132,7 @@ def test_metrics(model: VAE, params: Params, checkpoints: Checkpoints | None = N
     test = load(RAW, "test")
     targets = binarize_once(test.images, params.data.binarization).to(model.output_bias.device)
     return evaluate(
-        model, targets, test.labels, params.evaluate, seed=params.seed, progress=True, checkpoints=checkpoints
+        model, targets, test.require_labels(), params.evaluate, seed=params.seed, progress=True, checkpoints=checkpoints
     ).metrics()
 
 

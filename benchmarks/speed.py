@@ -85,7 +85,7 @@ def common_recipe(root: Path, device: torch.device) -> float:
 def ours(train: Split, hardware: Hardware) -> float:
     """Images per second of `fit()` on the same grey images; the first epoch is a warm-up."""
     records: list[Record] = []
-    few = Split(train.images[:BATCH], train.labels[:BATCH])
+    few = train.rows(slice(BATCH))
     params = TrainParams(epochs=3, batch_size=BATCH, optimizer="adam")  # as the common recipe
     fit(small_vae(), train, few, params, hardware, binarization="none", on_epoch=records.append)
     return max(record["train/images_per_second"] for record in records[1:])
@@ -144,7 +144,7 @@ def measure_tracking(dataset: dict[str, Any], train: Split, folder: Path) -> flo
     hardware = resolve(params.train)
     records: list[Record] = []
     short = params.train.model_copy(update={"epochs": 2})
-    few = Split(train.images[:3000], train.labels[:3000])
+    few = train.rows(slice(3000))
     fit(VAE.from_params(params.model, seed=0), train, few, short, hardware, on_epoch=records.append)
     tracking.connect()  # creates the database, which is needed once for all runs
     started = time.perf_counter()

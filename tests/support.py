@@ -38,7 +38,7 @@ os.environ |= {
 LEFT_OUT = ("PYTHONDONTWRITEBYTECODE", "MAKEFLAGS", "MAKELEVEL", "MFLAGS")  # the latter are set by `make test-slow`
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in LEFT_OUT}
 ROOT = Path(__file__).parents[1]
-PARTS = ["pipeline", "src", ".dvcignore", ".gitignore", "dvc.yaml", "params.yaml"]
+PARTS = ["pipeline", "src", ".dvcignore", ".gitignore", "data/images/.gitignore", "dvc.yaml", "params.yaml"]
 PARTS += [f".dvc/{name}" for name in ("config", "plots.html", ".gitignore")]
 TINY = {
     "data.source": "bundled",

@@ -123,7 +123,10 @@ def test_a_mirror_that_is_not_a_url_is_refused(load, url):
 @pytest.mark.parametrize(
     "content, problem",
     [
-        ("data: {source: bundled, dataset: KMNIST}", "data.source 'bundled' holds MNIST only, not KMNIST"),
+        ("data: {source: bundled, dataset: KMNIST}", "data: source 'bundled' holds MNIST only, not KMNIST"),
+        ("data: {path: mine}", "data: path is 'mine', which source 'auto' doesn't read: set source: folder"),
+        ("data: {channels: 3}", "data: image_size and channels are not for MNIST: its images are grey, 28×28"),
+        ("data: {dataset: SVHN, source: directory}", "source 'directory' has no SVHN, allowed are auto and mirror"),
         ("model: {architecture: conv, decoder_skip: true}", "decoder_skip requires architecture 'mlp', not 'conv'"),
         ("model: {architecture: conv, activation: glu}", "activation 'glu' requires architecture 'mlp', not 'conv'"),
         (
@@ -180,6 +183,8 @@ def test_values_that_exclude_each_other_are_refused(load, content, problem):
 @pytest.mark.parametrize(
     "content",
     [
+        "data: {source: folder, path: mine, image_size: [32, 48], channels: 1}",
+        "data: {dataset: CelebA, image_size: 64}",
         "model: {activation: glu, decoder_skip: true, prior: vampprior, lower_latent_dims: [4]}",
         "model: {architecture: conv, dense_dims: [64, 32], lower_latent_dims: [2]}",
         "train: {free_bits: 0.1, mmd: 1, kl_cycles: 4, kl_warmup_epochs: 2}\nmodel: {prior: standard}",

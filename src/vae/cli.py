@@ -65,7 +65,9 @@ def train_and_evaluate(params: Params, record: Mapping[str, Any], raw: Path, out
     with tracked_training(params, record, raw, output / WEIGHTS, output / "history.csv") as training:
         test = load(raw, "test")
         targets = binarize_once(test.images, params.data.binarization).to(training.hardware.device)
-        result = evaluate(training.model, targets, test.labels, params.evaluate, seed=params.seed, progress=True)
+        result = evaluate(
+            training.model, targets, test.require_labels(), params.evaluate, seed=params.seed, progress=True
+        )
         metrics = result.metrics()
         print(describe(metrics, params))
         tests = {f"test/{name}": value for name, value in metrics.items()}
@@ -158,7 +160,7 @@ def allowed(schema: Schema) -> str:
     if "anyOf" in schema:
         return " or ".join(map(allowed, schema["anyOf"]))
     if "enum" in schema or "const" in schema:
-        return ", ".join(schema.get("enum", [schema.get("const")]))
+        return ", ".join(map(str, schema.get("enum", [schema.get("const")])))
     if schema["type"] == "array":
         return f"each {allowed(schema['items'])}"
     pattern = f" like {schema['pattern']}" if "pattern" in schema else ""

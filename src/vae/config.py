@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -26,8 +26,9 @@ from ruamel.yaml.error import YAMLError
 
 from vae.errors import ConfigError, hide_passwords
 
-DatasetName = Literal["MNIST", "FashionMNIST", "KMNIST"]
-Source = Literal["auto", "mirror", "directory", "bundled"]
+MNISTLike = Literal["MNIST", "FashionMNIST", "KMNIST"]  # four IDX files of grey images, 28×28
+DatasetName = Literal[MNISTLike, "EMNIST-letters", "CIFAR10", "SVHN", "CelebA"]
+Source = Literal["auto", "mirror", "directory", "bundled", "folder"]
 Binarization = Literal["dynamic", "static", "threshold", "none"]
 Activation = Literal["silu", "relu", "gelu", "tanh", "glu"]
 Initialization = Literal["default", "xavier", "kaiming", "orthogonal"]
@@ -78,6 +79,7 @@ def _check_size(value: float) -> float:
 PositiveInt = Annotated[int, Field(ge=1), AfterValidator(_check_size)]
 PositiveFloat = Annotated[float, Field(gt=0), AfterValidator(_check_size)]
 NonNegativeFloat = Annotated[float, Field(ge=0), AfterValidator(_check_size)]
+HeightAndWidth = Annotated[tuple[PositiveInt, ...], Field(min_length=2, max_length=2, strict=False)]
 
 
 class Section(BaseModel):
@@ -107,9 +109,17 @@ class DataParams(Section):
     """Which images, where from, and how grey becomes black and white."""
 
     dataset: DatasetName = "MNIST"
-    """The images."""
+    """The images, unless source is folder."""
     source: Source = "auto"
-    """Where from: a mirror, the folder in MNIST_DIR, the 5,000 bundled digits; auto takes what it can get."""
+    """Where from: a mirror, the folder in MNIST_DIR, the 5,000 bundled digits, your own; auto takes what it can get."""
+    path: Annotated[str, Field(min_length=1)] = "data/images"
+    """folder: your images, a folder of pictures or of IDX files, or a .npz or .npy file."""
+    image_size: PositiveInt | HeightAndWidth | None = None
+    """Side, or [height, width]: images are scaled to cover it, and their middle is kept; null: all have one size."""
+    channels: Literal["auto", 1, 3] = "auto"
+    """Grey or colour; auto is grey if all images are."""
+    max_unreadable: Annotated[int, Field(ge=0)] = 0
+    """Pictures that may be unreadable; with more, the download fails."""
     mirrors: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Base URLs to try before torchvision's: http://, https:// or file://."""
     binarization: Binarization = "dynamic"
@@ -124,6 +134,26 @@ class DataParams(Section):
             if not url.startswith(("http://", "https://", "file://")):
                 raise ValueError(f"{url!r} is not a http://, https:// or file:// URL")
         return mirrors
+
+    @model_validator(mode="after")
+    def _source_has_the_dataset(self) -> Self:
+        if self.source == "folder":
+            return self
+        if self.path != DataParams.model_fields["path"].default:
+            raise ValueError(f"path is '{self.path}', which source '{self.source}' doesn't read: set source: folder")
+        if self.dataset in get_args(MNISTLike):
+            if self.image_size or self.channels != "auto":
+                raise ValueError(f"image_size and channels are not for {self.dataset}: its images are grey, 28×28")
+        elif self.source not in ("auto", "mirror"):
+            raise ValueError(f"source '{self.source}' has no {self.dataset}, allowed are auto and mirror")
+        if self.source == "bundled" and self.dataset != "MNIST":
+            raise ValueError(f"source 'bundled' holds MNIST only, not {self.dataset}")
+        return self
+
+    @property
+    def name(self) -> str:
+        """Of the data set; with source folder, that of the folder or file."""
+        return Path(self.path).stem if self.source == "folder" else self.dataset
 
 
 class ModelParams(Section):
@@ -437,8 +467,6 @@ class Params(Seeded):
                 "search.space: importance_samples can't be searched with train.objective 'iwae', since bounds with "
                 "different numbers of samples don't compare"
             )
-        if self.data.source == "bundled" and self.data.dataset != "MNIST":
-            raise ValueError(f"data.source 'bundled' holds MNIST only, not {self.data.dataset}")
         return self
 
     @property

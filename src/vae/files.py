@@ -8,8 +8,8 @@ import json
 import os
 import tempfile
 import zipfile
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,13 +25,20 @@ def project_root() -> Path:
 
 
 def write_atomically(path: Path | str, content: bytes | str) -> None:
-    """Write `content` to a temporary file beside `path`, flush it to the disk, and rename it to `path`.
+    """Write `content` to `path` as `atomic_file` does."""
+    with atomic_file(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
 
-    Once this returns, the new content survives a power failure. A killed process leaves `.<name>.<random>.tmp`, which
-    git and DVC ignore and the next write to `path` deletes. Raises OSError, naming `path`.
+
+@contextmanager
+def atomic_file(path: Path | str) -> Iterator[BinaryIO]:
+    """A temporary file beside `path` to write to; at the end of the block it is flushed to the disk and renamed.
+
+    After that, the new content survives a power failure. If the block raises, `path` stays as it is. A killed process
+    leaves `.<name>.<random>.tmp`, which git and DVC ignore and the next write to `path` deletes. Raises OSError, naming
+    `path`.
     """
     path = Path(path)
-    data = content.encode() if isinstance(content, str) else content
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _delete_leftovers(path)
@@ -39,7 +46,7 @@ def write_atomically(path: Path | str, content: bytes | str) -> None:
         try:
             with os.fdopen(descriptor, "wb") as file:
                 _lock(file)
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
                 os.fchmod(file.fileno(), 0o644)

@@ -17,6 +17,15 @@ def check_binarization(binarization: str) -> None:
         raise ConfigError(f"binarization is {binarization!r}, allowed are {', '.join(get_args(Binarization))}")
 
 
+def check_colour(binarization: Binarization, channels: int) -> None:
+    """Raise ConfigError for binarized images in colour."""
+    if channels > 1 and binarization != "none":
+        raise ConfigError(
+            f"data.binarization is '{binarization}', which is for grey images, and these are in colour: "
+            "set data.binarization: none (or data.channels: 1)"
+        )
+
+
 def sample_binary(images: Tensor, generator: torch.Generator) -> Tensor:
     """Sample each pixel from a Bernoulli distribution whose mean is its grey value (Salakhutdinov & Murray 2008).
 

@@ -1,6 +1,7 @@
-"""Data sets: IDX files, image tensors, and the split into training and validation images.
+"""Data sets: their files, image tensors, and the split into training and validation images.
 
-Images are stored as uint8 [N, 784], from 0 (black) to 255 (white). Batches for the model are float32 in [0, 1].
+Images are uint8 [N, D] with D = channels · height · width, from 0 (black) to 255 (white). Batches for the model are
+float32 in [0, 1].
 """
 
 import gzip
@@ -9,12 +10,14 @@ import math
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from vae.data.image_files import image_file, read_images
 from vae.errors import ConfigError, DataError
 
 FILES = {
@@ -27,10 +30,14 @@ SPLIT_SEED = 0  # not a parameter: metrics of two runs are comparable only on th
 
 @dataclass(frozen=True, repr=False)
 class Split:
-    """Images, uint8 [N, 784], and their labels, int64 [N]."""
+    """Images, uint8 [N, D], and their labels, int64 [N], if they have any.
+
+    `shuffled` says that the images are in a random order with all classes spread evenly over it.
+    """
 
     images: Tensor
-    labels: Tensor
+    labels: Tensor | None = None
+    shuffled: bool = False
 
     def __repr__(self) -> str:
         shape, device = tuple(self.images.shape), self.images.device
@@ -40,9 +47,21 @@ class Split:
         """The number of images."""
         return len(self.images)
 
+    def require_labels(self) -> Tensor:
+        """The labels, int64 [N]. Raises DataError where there are none."""
+        if self.labels is None:
+            raise DataError("the data set has no labels, which are needed here")
+        return self.labels
+
     def to(self, device: torch.device) -> "Split":
         """The same split on `device`."""
-        return Split(self.images.to(device), self.labels.to(device))
+        labels = None if self.labels is None else self.labels.to(device)
+        return Split(self.images.to(device), labels, self.shuffled)
+
+    def rows(self, chosen: slice | npt.NDArray[Any]) -> "Split":
+        """The chosen images; those of a slice share the memory of all."""
+        labels = None if self.labels is None else self.labels[chosen]
+        return Split(self.images[chosen], labels, self.shuffled)
 
 
 def parse_idx(content: bytes, where: str) -> npt.NDArray[np.uint8]:
@@ -61,17 +80,18 @@ def parse_idx(content: bytes, where: str) -> npt.NDArray[np.uint8]:
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
 
-def gunzip(content: bytes, where: str) -> bytes:
-    """Decompress. Raises DataError for a damaged file, and for more than MAX_FILE_BYTES, as in a gzip bomb."""
+def gunzip(content: bytes, where: str, max_bytes: int | None = None) -> bytes:
+    """Decompress. Raises DataError for a damaged file, and for more than `max_bytes`, as in a gzip bomb."""
+    max_bytes = max_bytes or MAX_FILE_BYTES
     try:
         with gzip.open(io.BytesIO(content)) as file:
-            raw = file.read(MAX_FILE_BYTES + 1)
+            raw = file.read(max_bytes + 1)
     except EOFError:
         raise DataError(f"{where} is truncated: the gzip stream has no end") from None
     except (OSError, zlib.error) as error:
         raise DataError(f"{where} is damaged: {error}") from None
-    if len(raw) > MAX_FILE_BYTES:
-        raise DataError(f"{where} holds more than the {MAX_FILE_BYTES:,} bytes allowed")
+    if len(raw) > max_bytes:
+        raise DataError(f"{where} holds more than the {max_bytes:,} bytes allowed")
     return raw
 
 
@@ -84,17 +104,21 @@ def gzipped(content: bytes) -> bytes:
 
 
 def load(folder: Path | str, part: str) -> Split:
-    """Load the `train` or `test` images and labels from the .gz files that the download stage wrote to `folder`.
+    """Load the `train` or `test` images and labels that the download stage wrote to `folder`.
 
     Raises DataError, naming the file, if one is missing or damaged, or if images and labels don't match.
     """
-    images, labels = (_read(Path(folder) / f"{name}.gz") for name in FILES[part])
-    if images.ndim != 3 or images.shape[1:] != (28, 28) or labels.shape != images.shape[:1]:
+    path = Path(folder) / image_file(part)
+    if path.exists():
+        images, labels = read_images(path)
+        return Split(images.flatten(1), labels, shuffled=True)
+    pixels, classes = (_read(Path(folder) / f"{name}.gz") for name in FILES[part])
+    if pixels.ndim != 3 or pixels.shape[1:] != (28, 28) or classes.shape != pixels.shape[:1]:
         raise DataError(
-            f"{folder}: {part} files don't match: images have shape {images.shape}, labels {labels.shape}, "
+            f"{folder}: {part} files don't match: images have shape {pixels.shape}, labels {classes.shape}, "
             "allowed are (N, 28, 28) and (N,)"
         )
-    return Split(torch.tensor(images).flatten(1), torch.tensor(labels, dtype=torch.int64))
+    return Split(torch.tensor(pixels).flatten(1), torch.tensor(classes, dtype=torch.int64))
 
 
 def _read(path: Path) -> npt.NDArray[np.uint8]:
@@ -109,16 +133,30 @@ def split_validation(train: Split, validation_size: int | float) -> tuple[Split,
     """Split into training and validation images, stratified by label. The split is the same in every run.
 
     `validation_size` is the number of validation images, or, below 1, their fraction.
-    Raises ConfigError if a class has no image in one of the parts.
+    Raises ConfigError if no image is left to train on, or, unless they are shuffled, if a class has none in one part.
     """
     from sklearn.model_selection import train_test_split  # takes a second to import
 
-    indices = np.arange(len(train))
+    count = len(train)
     try:
-        parts = train_test_split(indices, test_size=validation_size, random_state=SPLIT_SEED, stratify=train.labels)
+        if train.shuffled:  # ranges, so that images which are larger than the memory are not copied
+            chosen, _ = train_test_split(range(count), test_size=validation_size, shuffle=False)
+            return train.rows(slice(len(chosen))), train.rows(slice(len(chosen), None))
+        parts = train_test_split(
+            np.arange(count), test_size=validation_size, random_state=SPLIT_SEED, stratify=train.labels
+        )
     except ValueError as error:
-        raise ConfigError(
-            f"data.validation_size is {validation_size}, of {len(train):,} training images: {error}"
-        ) from None
-    training, validation = (Split(train.images[part], train.labels[part]) for part in parts)
-    return training, validation
+        raise ConfigError(f"data.validation_size is {validation_size}, of {count:,} training images: {error}") from None
+    return train.rows(parts[0]), train.rows(parts[1])
+
+
+def stratified_order(labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The numbers of the images in a random order, with all classes spread evenly over it. It is always the same.
+
+    Any range of it is a stratified sample: a class with a share of p has p · n of n images, give or take one.
+    """
+    shuffled = np.random.RandomState(SPLIT_SEED).permutation(len(labels))  # a stream that no version changes
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    position = np.concatenate([(np.arange(size) + 0.5) / size for size in np.bincount(labels)])
+    order: npt.NDArray[np.int64] = by_class[np.argsort(position, kind="stable")]
+    return order

@@ -8,10 +8,10 @@ import hashlib
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -19,8 +19,12 @@ import requests
 import urllib3
 from tqdm import tqdm
 
-from vae.config import DataParams, DatasetName
+from vae.config import DataParams, DatasetName, MNISTLike
 from vae.data.datasets import FILES, MAX_FILE_BYTES, gunzip, gzipped, parse_idx
+from vae.data.image_files import image_file, is_own
+from vae.data.own_images import Found, find_images
+from vae.data.preparation import prepare
+from vae.data.torchvision_sets import find_torchvision
 from vae.errors import DataError, DownloadError, hide_passwords
 from vae.files import write_atomically
 
@@ -44,6 +48,10 @@ PUBLISHERS = {
     "MNIST": "http://yann.lecun.com/exdb/mnist/",
     "FashionMNIST": "https://github.com/zalandoresearch/fashion-mnist",
     "KMNIST": "http://codh.rois.ac.jp/kmnist/",
+    "EMNIST-letters": "https://www.nist.gov/itl/products-and-services/emnist-dataset",
+    "CIFAR10": "https://www.cs.toronto.edu/~kriz/cifar.html",
+    "SVHN": "http://ufldl.stanford.edu/housenumbers/",
+    "CelebA": "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html",
     BUNDLED_NAME: "bundled",
 }
 NAMES = [name for pair in FILES.values() for name in pair]
@@ -54,19 +62,47 @@ Source = Callable[[DataParams, Path | None], tuple[str, Contents]]  # returns th
 
 
 def fetch(params: DataParams, directory: Path | None, folder: Path, record: dict[str, Any] | None) -> dict[str, Any]:
-    """Write the four .gz files of the data set to `folder`, and return the content of data/dataset.json.
+    """Write the files of the data set to `folder`, and return the content of data/dataset.json.
 
-    `directory` is MNIST_DIR. `record` is the result of an earlier call: files that match it are kept. Nothing in
-    `folder` changes until all four files are verified, and no file is replaced that another program wrote.
-    Raises DataError for a bad file in `directory` or `folder`, DownloadError if no source delivers.
+    `directory` is MNIST_DIR. `record` is the result of an earlier call: IDX files that match it are kept. Nothing in
+    `folder` changes until all files are verified; files of an earlier data set are then deleted. None is replaced or
+    deleted that another program wrote.
+    Raises DataError for a bad file in `directory`, `folder` or `params.path`, DownloadError if no source delivers.
     """
+    _refuse_others(folder, [image_file(part) for part in FILES])
+    if params.source == "folder":
+        record = {"name": params.name, "source": params.path} | _prepare(find_images(Path(params.path)), params, folder)
+    elif params.dataset in get_args(MNISTLike):
+        record = _fetch_idx(params, directory, folder, record)
+    else:
+        found = find_torchvision(params.dataset)
+        record = {"name": params.name, "source": PUBLISHERS[params.dataset]} | _prepare(found, params, folder)
+    stale = [f"{name}.gz" for name in NAMES] if "train-images" in record["sha256"] else map(image_file, FILES)
+    for name in stale:
+        (folder / name).unlink(missing_ok=True)
+    return record
+
+
+def _prepare(found: Found, params: DataParams, folder: Path) -> dict[str, Any]:
+    _refuse_others(folder, [f"{name}.gz" for name in NAMES])  # these are deleted
+    return prepare(found, params, folder)
+
+
+def _refuse_others(folder: Path, names: Iterable[str]) -> None:
+    """Raise DataError if one of the files was written by another program."""
+    for path in (folder / name for name in names):
+        if path.exists() and not (is_own(path) if path.suffix != ".gz" else path.read_bytes().startswith(OWN_HEADER)):
+            raise DataError(f"{path} is not a file that this project wrote, and is not replaced: move it away")
+
+
+def _fetch_idx(
+    params: DataParams, directory: Path | None, folder: Path, record: dict[str, Any] | None
+) -> dict[str, Any]:
     name = wanted_name(params)
     paths = {file: folder / f"{file}.gz" for file in NAMES}
     contents = _read_recorded(paths, record) if record and record.get("name") == name else None
     if contents is None:
-        for path in paths.values():
-            if path.exists() and not path.read_bytes().startswith(OWN_HEADER):
-                raise DataError(f"{path} is not a file that this project wrote, and is not replaced: move it away")
+        _refuse_others(folder, [path.name for path in paths.values()])
         name, contents = SOURCES[params.source](params, directory)
         for file, path in paths.items():
             write_atomically(path, gzipped(contents[file]))
@@ -82,7 +118,7 @@ def fetch(params: DataParams, directory: Path | None, folder: Path, record: dict
 
 def wanted_name(params: DataParams) -> str:
     """Return the name that data/dataset.json has for the requested data set."""
-    return BUNDLED_NAME if params.source == "bundled" else params.dataset
+    return BUNDLED_NAME if params.source == "bundled" else params.name
 
 
 def class_names(dataset: str) -> list[str]:

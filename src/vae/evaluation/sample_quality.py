@@ -63,7 +63,7 @@ def metrics_of_one_classifier(
     generator = torch.Generator(test.images.device).manual_seed(seed)
     order = torch.randperm(len(train), generator=generator, device=test.images.device)
     held, used = order[: len(test)], order[len(test) :]
-    classifier = train_classifier(train.images[used], train.labels[used], model.image_shape, generator, seed)
+    classifier = train_classifier(train.images[used], train.require_labels()[used], model.image_shape, generator, seed)
     samples = sample_images(model, len(test), params, generator, binary=binary)
     with torch.no_grad():
         features = {

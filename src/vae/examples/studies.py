@@ -92,7 +92,7 @@ class VAEExamples:
         kept, held = split_validation(train, 0.1)  # shuffled and stratified
         self.train, self.validation = _first(kept, self.scale.train_images), _first(held, self.scale.validation_images)
         self.test = test
-        self.targets = Split(binarize_once(test.images, "dynamic"), test.labels)
+        self.targets = Split(binarize_once(test.images, "dynamic"), test.require_labels())
         # For the NLL, evenly spaced: the first test images of MNIST are easier than the others.
         self.some = slice(None, None, max(1, len(test) // self.scale.nll_images))
 
@@ -108,7 +108,7 @@ class VAEExamples:
                 _shaped(to_float(images)), _shaped(to_float(inputs)), _shaped(_reconstructed(trained.model, inputs))
             ),
             "samples": image_grids.generated_samples(_shaped(_sampled(trained.model, COLUMNS * COLUMNS)), COLUMNS),
-            "latent_space": latents.latent_space(mu, self.test.labels.numpy()),
+            "latent_space": latents.latent_space(mu, self.test.require_labels().numpy()),
             "kl_per_dimension": latents.kl_per_dimension(kl, ACTIVE_UNIT_VARIANCE, mu.var(axis=0, ddof=1)),
         }
         return self._saved("1_basic_training", pd.DataFrame([trained.row]), plots)
@@ -138,12 +138,12 @@ class VAEExamples:
         """
         trained = self._trained("interpolation")
         model, device = trained.model, trained.trainer.hardware.device
-        labels, names = self.test.labels, self.test.labels.unique().tolist()
+        labels, names = self.test.require_labels(), self.test.require_labels().unique().tolist()
         first = first_of_each_class(labels)
         digits = to_float(self.targets.images[first])
         loader = DataLoader(TensorDataset(digits, labels[first]), batch_size=len(first))
         inputs = to_float(binarize_once(self.train.images, "dynamic"))
-        everything = DataLoader(TensorDataset(inputs, self.train.labels), batch_size=1000)
+        everything = DataLoader(TensorDataset(inputs, self.train.require_labels()), batch_size=1000)
         plots = {
             "linear": visualize_interpolation(model, loader, device, COLUMNS),
             "spherical": visualize_interpolation(model, loader, device, COLUMNS, spherical=True),
@@ -168,7 +168,7 @@ class VAEExamples:
         if 2 in by_size:
             plane = by_size[2]
             plots["manifold"] = visualize_latent_manifold(plane.model, plane.trainer.hardware.device)
-            plots["latent_space_2"] = latents.latent_space(plane.evaluation.mu, self.test.labels.numpy())
+            plots["latent_space_2"] = latents.latent_space(plane.evaluation.mu, self.test.require_labels().numpy())
         return self._saved("4_different_latent_dimensions", table, plots)
 
     def example_5_advanced_techniques(self) -> Example:
@@ -212,9 +212,9 @@ class VAEExamples:
 
     def _evaluated(self, model: VAE, device: torch.device) -> tuple[Evaluation, dict[str, float]]:
         targets = self.targets.to(device)
-        whole = evaluate(model, targets.images, targets.labels, EvaluateParams(importance_samples=1))
+        whole = evaluate(model, targets.images, targets.require_labels(), EvaluateParams(importance_samples=1))
         samples = EvaluateParams(importance_samples=self.scale.importance_samples)
-        part = evaluate(model, targets.images[self.some], targets.labels[self.some], samples).metrics()
+        part = evaluate(model, targets.images[self.some], targets.require_labels()[self.some], samples).metrics()
         metrics = whole.metrics()
         generator = torch.Generator().manual_seed(0)
         step = max(1, len(targets) // MMD_SAMPLES)  # evenly spaced, as for the NLL
@@ -241,7 +241,7 @@ class VAEExamples:
         }
 
     def _saved(self, name: str, table: pd.DataFrame, plots: dict[str, Figure]) -> Example:
-        nll_images, samples = len(self.targets.labels[self.some]), self.scale.importance_samples
+        nll_images, samples = len(self.targets.images[self.some]), self.scale.importance_samples
         protocol: list[Any] = [self.data_name, len(self.train), len(self.test), nll_images, samples]
         for column, value in zip(PROTOCOL, protocol, strict=True):
             table[column] = value
@@ -289,7 +289,7 @@ def _sampled(model: VAE, n: int) -> Tensor:
 
 
 def _first(split: Split, n: int) -> Split:
-    return Split(split.images[:n], split.labels[:n])
+    return split.rows(slice(n))
 
 
 def _mnist(quick: bool) -> tuple[Split, Split, str]:

@@ -125,7 +125,7 @@ def _tags(hardware: "Hardware", dataset: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _data_tags(dataset: Mapping[str, Any]) -> dict[str, str]:
-    checksum = dataset["sha256"]["train-images-idx3-ubyte"]
+    checksum = next(iter(dataset["sha256"].values()))  # of the training images
     return {"dataset": dataset["name"], "dataset.source": dataset["source"], "data.sha256": checksum}
 
 

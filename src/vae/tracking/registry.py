@@ -42,7 +42,7 @@ class Registered:
 
 def model_name(params: Params) -> str:
     """The registered model of this data set: `vae-mnist`."""
-    return f"vae-{params.data.dataset.lower()}"
+    return f"vae-{params.data.name.lower()}"
 
 
 def look_up(name: str) -> Registered:

@@ -57,7 +57,9 @@ def register(params: Params) -> None:
             "`dvc repro --force --single-item evaluate` logs one"
         )
     del evaluated["test.weights_sha256"]
-    evaluated |= {"test.images_sha256": dataset["sha256"][FILES["test"][0]], "model.sha256": weights}
+    checksums = dataset["sha256"]
+    images = checksums.get("test-images") or checksums[FILES["test"][0]]
+    evaluated |= {"test.images_sha256": images, "model.sha256": weights}
     metrics = {f"test/{name}": str(run.data.metrics[f"test/{name}"]) for name in SHOWN}
     copied = ("dvc.experiment", "git.commit", "git.dirty", "data.sha256")
     code = {name: run.data.tags[name] for name in copied if run.data.tags.get(name)}

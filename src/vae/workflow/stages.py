@@ -56,7 +56,8 @@ def read_dataset(path: Path = DATASET) -> dict[str, Any]:
     """Read data/dataset.json; one without image shape and classes, from an earlier version, is completed."""
     try:
         record = {"image_shape": IMAGE_SHAPE, **json.loads(path.read_text())}
-        record["classes"] = record.get("classes") or class_names(record["name"])
+        if "classes" not in record:
+            record["classes"] = class_names(record["name"])
         return {key: record[key] for key in ("name", "source", "image_shape", "classes", "counts", "sha256")}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{path} can't be read ({error}): `dvc repro -f download` writes it") from None
@@ -66,7 +67,7 @@ def some_test_images(params: Params, count: int) -> tuple[Tensor, Tensor]:
     """`count` test images, evenly spaced, binarized as in the evaluation, and their labels."""
     test = load(RAW, "test")
     chosen = torch.arange(min(count, len(test))) * len(test) // min(count, len(test))
-    return binarize_once(test.images, params.data.binarization)[chosen], test.labels[chosen]
+    return binarize_once(test.images, params.data.binarization)[chosen], test.require_labels()[chosen]
 
 
 def checkpoint_folder(stage: str, params: Params, hardware: Hardware) -> Path:

@@ -127,7 +127,7 @@ def tracked_training(
         if records:
             print(f"resuming after epoch {len(records)} of {params.train.epochs}", flush=True)
         tracking.log_settings(run, params, hardware, dataset)
-        run.log_dataset(dataset["name"], dataset["sha256"]["train-images-idx3-ubyte"][:8], raw.parent)
+        run.log_dataset(dataset["name"], next(iter(dataset["sha256"].values()))[:8], raw.parent)
         for record in records:
             log(record)
         fitted = setup.fit(on_epoch, saved)
