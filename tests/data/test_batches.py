@@ -1,4 +1,6 @@
-"""Invalid batches of images and labels are refused by every function that takes them."""
+"""Batches of images that are more than the memory holds; invalid ones are refused by every function that takes them."""
+
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -6,9 +8,13 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, TensorDataset
 
 from vae import VAE, VAETrainer, visualize_latent_space, visualize_reconstruction
+from vae.checkpoints import Checkpoints
 from vae.config import TrainParams
-from vae.data.batches import image_batch
+from vae.data import batches
+from vae.data.batches import ShuffledBatches, image_batch
 from vae.data.binarization import binarize_once
+from vae.data.datasets import Split, load
+from vae.data.image_files import image_file, write_images
 from vae.device import Hardware
 from vae.errors import ConfigError, DataError
 from vae.training.loop import fit
@@ -115,3 +121,54 @@ def test_a_loader_with_a_wrong_length_is_refused(sampler, reason):
 def test_an_unknown_binarization_is_refused(call):
     with pytest.raises(ConfigError, match="binarization is 'treshold', allowed are dynamic, static, threshold, none"):
         call()
+
+
+@pytest.mark.parametrize("binarization", ["dynamic", "static", "none"])
+def test_batches_that_are_read_ahead_are_those_of_images_in_memory(monkeypatch, binarization):
+    images = torch.randint(0, 256, (1000, 12), dtype=torch.uint8)
+
+    def two_epochs():
+        made = ShuffledBatches(images, 64, binarization, torch.Generator().manual_seed(3))
+        return made.in_memory, [batch for _ in range(2) for batch in made]
+
+    in_memory, expected = two_epochs()
+    monkeypatch.setattr(batches, "MEMORY_SHARE", 0)
+    streamed, read = two_epochs()
+    assert (in_memory, streamed, len(read)) == (True, False, 32)
+    assert all(torch.equal(*pair) for pair in zip(expected, read, strict=True))
+
+
+def test_only_a_few_batches_are_read_ahead(monkeypatch):
+    monkeypatch.setattr(batches, "MEMORY_SHARE", 0)
+    made = ShuffledBatches(torch.zeros(1000, 4, dtype=torch.uint8), 10, "none", torch.Generator())
+    read, original = [], made._read
+    monkeypatch.setattr(made, "_read", lambda index: (read.append(1), original(index))[1])
+    for number, _ in enumerate(made, 1):
+        assert len(read) <= number + batches.READERS
+    assert (number, len(read)) == (100, 100)
+
+
+def test_a_training_on_a_file_has_the_weights_of_one_in_memory_also_when_it_is_resumed(tmp_path, monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (600, 1, 4, 6), dtype=np.uint8)
+    with (tmp_path / image_file("train")).open("wb") as file:
+        write_images(file, pixels.shape, [pixels[:256], pixels[256:]], None)
+    validation = Split(torch.tensor(pixels[:50]).flatten(1))
+
+    def weights(split, epochs=(3,)):
+        for stop in epochs:
+
+            def interrupt(record, stop=stop):
+                if record["epoch"] == stop < 3:
+                    raise KeyboardInterrupt
+
+            torch.manual_seed(0)
+            model, params = VAE(24, [8], 2, image_shape=(1, 4, 6)), TrainParams(epochs=3, batch_size=50)
+            saved = Checkpoints(tmp_path / "checkpoints") if len(epochs) > 1 else None
+            with suppress(KeyboardInterrupt):
+                fit(model, split, validation, params, CPU, checkpoints=saved, on_epoch=interrupt)
+        return torch.cat([weight.flatten() for weight in model.state_dict().values()])
+
+    expected = weights(Split(torch.tensor(pixels).flatten(1)))
+    monkeypatch.setattr(batches, "MEMORY_SHARE", 0)
+    assert torch.equal(weights(load(tmp_path, "train")), expected)
+    assert torch.equal(weights(load(tmp_path, "train"), epochs=(2, 3)), expected)

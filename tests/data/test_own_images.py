@@ -345,6 +345,12 @@ def test_a_picture_that_cannot_be_read_is_named_with_the_reason(own, raw, fetch,
     assert sorted(numbers(load(raw, "train"), 1) + numbers(load(raw, "test"), 1)) == list(range(10))
 
 
+def test_pictures_of_which_none_can_be_read_are_too_few(own, raw, fetch):
+    own.mkdir()
+    (own / "a.png").touch()
+    assert "0 images are too few" in refused(fetch, raw, own, max_unreadable=1)
+
+
 def test_all_pictures_that_cannot_be_read_are_named(own, raw, fetch, capsys):
     save(own, 10, mode="L", size=(50, 50))
     for name in ("x.png", "y.png"):

@@ -1,6 +1,9 @@
-"""Batches of binarized images for training: from images in the device's memory, or from a DataLoader."""
+"""Batches of binarized images for training: from images in memory or in a memory-mapped file, or from a DataLoader."""
 
+import os
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -14,6 +17,8 @@ from vae.errors import ConfigError, DataError
 
 # Beside floats. Others, such as uint16 and complex numbers, have no range that is known to be black to white.
 INTEGER_PIXELS = (torch.uint8, torch.bool, torch.int32, torch.int64)
+MEMORY_SHARE = 0.5  # of the device's memory that training images may take
+READERS = 4  # threads that read batches, and batches that they read ahead
 
 
 def all_images(part: Split | DataLoader[Any], input_dim: int) -> Tensor:
@@ -21,25 +26,56 @@ def all_images(part: Split | DataLoader[Any], input_dim: int) -> Tensor:
     images = [image_batch(batch, input_dim) for batch in ([part.images] if isinstance(part, Split) else part)]
     if not images:
         raise DataError("there are no images to train or validate on")
-    return torch.cat(images)
+    return images[0] if len(images) == 1 else torch.cat(images)  # not copied: they may be more than the memory holds
 
 
-class InMemoryBatches:
-    """Shuffled batches of images that lie in the device's memory: no training step waits for the host."""
+class ShuffledBatches:
+    """Shuffled batches of images, which are moved to the device's memory if they fit: no step waits for the host then.
+
+    Otherwise, threads read the next batches, from a memory-mapped file if the images are in one. The batches are the
+    same.
+    """
 
     def __init__(self, images: Tensor, batch_size: int, binarization: Binarization, generator: torch.Generator) -> None:
         self.dynamic = binarization == "dynamic"
         images = images if self.dynamic else binarize_once(images, binarization)
-        self.images, self.batch_size, self.generator = images.to(generator.device), batch_size, generator
+        self.in_memory = images.nbytes <= MEMORY_SHARE * _memory(generator.device)
+        self.images = images.to(generator.device) if self.in_memory else images
+        self.batch_size, self.generator = batch_size, generator
 
     def __len__(self) -> int:
         return -(-len(self.images) // self.batch_size)
 
     def __iter__(self) -> Iterator[Tensor]:
-        order = torch.randperm(len(self.images), generator=self.generator, device=self.images.device)
-        for index in order.split(self.batch_size):
-            images = self.images.index_select(0, index)  # on the CPU, ten times faster than self.images[index]
+        order = torch.randperm(len(self.images), generator=self.generator, device=self.generator.device)
+        batches = map(self._read, order.split(self.batch_size)) if self.in_memory else self._read_ahead(order.cpu())
+        for images in batches:
             yield to_float(sample_binary(images, self.generator) if self.dynamic else images)
+
+    def _read(self, index: Tensor) -> Tensor:
+        return self.images.index_select(0, index)  # on the CPU, ten times faster than self.images[index]
+
+    def _read_ahead(self, order: Tensor) -> Iterator[Tensor]:
+        device = self.generator.device
+
+        def read(index: Tensor) -> Tensor:
+            return self._read(index).pin_memory() if device.type == "cuda" else self._read(index)
+
+        ahead: deque[Future[Tensor]] = deque()
+        with ThreadPoolExecutor(READERS) as pool:
+            for index in order.split(self.batch_size):
+                ahead.append(pool.submit(read, index))
+                if len(ahead) > READERS:
+                    yield ahead.popleft().result().to(device, non_blocking=True)
+            for batch in ahead:
+                yield batch.result().to(device, non_blocking=True)
+
+
+def _memory(device: torch.device) -> int:
+    """The size of the memory of the device, in bytes."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 class LoaderBatches:

@@ -157,6 +157,6 @@ def stratified_order(labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """
     shuffled = np.random.RandomState(SPLIT_SEED).permutation(len(labels))  # a stream that no version changes
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    position = np.concatenate([(np.arange(size) + 0.5) / size for size in np.bincount(labels)])
+    position = np.concatenate([(np.arange(size) + 0.5) / size for size in np.bincount(labels, minlength=1)])
     order: npt.NDArray[np.int64] = by_class[np.argsort(position, kind="stable")]
     return order

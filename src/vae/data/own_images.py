@@ -39,7 +39,9 @@ class Found:
     def name(self, row: int) -> str:
         """What messages call a picture."""
         picture = self.pictures[row]
-        return str(picture.relative_to(self.root or "/")) if isinstance(picture, Path) else f"image {row}"
+        if isinstance(picture, Path):
+            return str(picture.relative_to(self.root) if self.root else picture)
+        return f"image {row}"
 
     def check_unchanged(self) -> None:
         """Raise DataError if a file was added, changed or removed meanwhile."""
@@ -53,9 +55,9 @@ def find_images(path: Path) -> Found:
         raise DataError(f"data.path is {path}, which is not there")
     listing = list_files(path)
     if path.is_file():
-        return from_arrays(_numpy_arrays(path), path, path, listing)
+        return _from_arrays(_numpy_arrays(path), path, listing)
     if any(path / f"{images}{gz}" in listing for images, _ in FILES.values() for gz in ("", ".gz")):
-        return from_arrays(_idx_arrays(path), path, path, listing)
+        return _from_arrays(_idx_arrays(path), path, listing)
     return _from_folders(path, listing)
 
 
@@ -157,28 +159,28 @@ def _idx_array(folder: Path, name: str) -> Pixels | None:
     return parse_idx(raw, str(path))
 
 
-def from_arrays(arrays: Arrays, where: Any, path: Path | None = None, listing: Listing | None = None) -> Found:
+def _from_arrays(arrays: Arrays, path: Path, listing: Listing) -> Found:
     """Images and labels of the parts in KEYS. Classes are numbered in the order of their labels.
 
-    Raises DataError where the parts don't match. `where` names them in the message.
+    Raises DataError where the parts don't match.
     """
     if set(arrays) == {"test"}:
-        raise DataError(f"{where} has test images only: training images are missing")
-    parts = [as_pictures(images, f"{where}{part and f': {part}'}") for part, (images, _) in arrays.items()]
+        raise DataError(f"{path} has test images only: training images are missing")
+    parts = [as_pictures(images, f"{path}{part and f': {part}'}") for part, (images, _) in arrays.items()]
     given = [labels for _, labels in arrays.values() if labels is not None]
     given = [labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels for labels in given]
     sizes = [len(images) for images in parts]
     if any(images.shape[1:] != parts[0].shape[1:] for images in parts):
-        raise DataError(f"{where}: training images have shape {parts[0].shape}, test images {parts[1].shape}")
+        raise DataError(f"{path}: training images have shape {parts[0].shape}, test images {parts[1].shape}")
     if given and [labels.shape for labels in given] != [(size,) for size in sizes]:
         shapes = ", ".join(str(labels.shape) for labels in given)
-        raise DataError(f"{where}: labels have shape {shapes}, allowed is one for each of {sizes} images")
+        raise DataError(f"{path}: labels have shape {shapes}, allowed is one for each of {sizes} images")
     if any(labels.dtype.kind not in "buiSU" for labels in given):
-        raise DataError(f"{where}: labels are {given[0].dtype}, allowed are integers and names")
+        raise DataError(f"{path}: labels are {given[0].dtype}, allowed are integers and names")
     one = len(parts) == 1
     pictures = parts[0] if one else np.concatenate(parts)
     is_test = None if one else np.repeat([part == "test" for part in arrays], sizes)
     if not given:
-        return Found(pictures, None, [], is_test, path, listing or {})
+        return Found(pictures, None, [], is_test, path, listing)
     names, labels = np.unique(np.concatenate(given), return_inverse=True)
-    return Found(pictures, labels, [str(name) for name in names], is_test, path, listing or {})
+    return Found(pictures, labels, [str(name) for name in names], is_test, path, listing)

@@ -24,7 +24,8 @@ from vae.files import atomic_file
 from vae.progress import Progress
 
 TEST_SHARE = 0.2  # where there is no test set
-AT_A_TIME = 256  # pictures in memory
+AT_A_TIME = 256  # pictures in their final size in memory
+THREADS = min(8, os.cpu_count() or 1)  # each has a picture in its original size in memory
 
 Rows = npt.NDArray[np.int64]  # numbers of pictures
 Failures = dict[int, DataError]  # by the number of the picture
@@ -50,7 +51,9 @@ def prepare(found: Found, params: DataParams, folder: Path) -> dict[str, Any]:
         check_colour(params.binarization, shape[0])
         while True:
             _check_readable(found, failures, params.max_unreadable)
-            parts = _split(found, np.array([row for row in range(len(found.pictures)) if row not in failures]))
+            parts = _split(
+                found, np.array([row for row in range(len(found.pictures)) if row not in failures], np.int64)
+            )
             try:
                 checksums = _write(found, parts, shape, folder)
                 break
@@ -74,7 +77,9 @@ def _common_shape(found: Found, params: DataParams) -> tuple[Shape, Failures]:
                 channels = max(channels, shape[0])
     if not params.image_size and len(examples) > 1:
         shown = ", ".join(f"{h}×{w} ({name})" for (h, w), name in list(examples.items())[:3])
-        raise DataError(f"the pictures have {len(examples)} sizes, such as {shown}: set data.image_size")
+        raise DataError(
+            f"the pictures have {len(examples)} sizes, such as {shown}: set data.image_size, a side or [height, width]"
+        )
     size = params.image_size or next(iter(examples), 1)
     height, width = (size, size) if isinstance(size, int) else size
     return (channels if params.channels == "auto" else params.channels, height, width), failures
@@ -92,7 +97,7 @@ def _in_parallel(
             return error
 
     with (
-        ThreadPoolExecutor(os.cpu_count()) as pool,
+        ThreadPoolExecutor(THREADS) as pool,
         Progress(show=True, desc=description, total=len(rows), unit=" images") as bar,
     ):
         for start in range(0, len(rows), AT_A_TIME):

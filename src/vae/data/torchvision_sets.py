@@ -4,13 +4,13 @@ import socket
 import tarfile
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vae.data.own_images import Found, from_arrays
+from vae.data.own_images import Found
+from vae.data.pictures import as_pictures
 from vae.errors import DownloadError, one_line
 from vae.files import project_root
 
@@ -34,10 +34,12 @@ def find_torchvision(name: str) -> Found:
         ) from None
     finally:
         socket.setdefaulttimeout(before)
-    if isinstance(train[0], list):
-        is_test = np.repeat([False, True], [len(train[0]), len(test[0])])
-        return Found(train[0] + test[0], None, [], is_test, root)
-    return replace(from_arrays({"train": train[:2], "test": test[:2]}, name), classes=list(train[2]))
+    is_files = isinstance(train[0], list)
+    pictures = (
+        train[0] + test[0] if is_files else np.concatenate([as_pictures(part[0], name) for part in (train, test)])
+    )
+    labels = None if train[1] is None else np.concatenate([train[1], test[1]])
+    return Found(pictures, labels, list(train[2]), np.repeat([False, True], [len(train[0]), len(test[0])]))
 
 
 def _emnist_letters(root: Path, part: str) -> Loaded:

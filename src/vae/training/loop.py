@@ -20,13 +20,13 @@ from torch.utils.data import DataLoader
 
 from vae.checkpoints import Checkpoints, State
 from vae.config import Binarization, TrainParams, check_together, resolved_likelihood
-from vae.data.batches import InMemoryBatches, LoaderBatches, all_images
+from vae.data.batches import LoaderBatches, ShuffledBatches, all_images
 from vae.data.binarization import binarize_once, to_float
 from vae.data.datasets import Split
 from vae.device import Hardware, full_fp32
 from vae.errors import ConfigError, DivergedError
 from vae.models.distributions import importance_weighted_bound
-from vae.models.vae import VAE, Terms
+from vae.models.vae import MOMENTS_FROM, VAE, Terms
 from vae.progress import Progress
 from vae.training import distributed
 from vae.training.objectives import beta_at, doubly_reparameterized_bound, mmd, weighted_kl
@@ -176,8 +176,8 @@ class _TrainingState:
     ) -> None:
         self.model, self.params, self.hardware = model, params, hardware
         self.generator = torch.Generator(hardware.device).manual_seed(seed)
-        self.batches: InMemoryBatches | LoaderBatches = (
-            InMemoryBatches(all_images(train, model.input_dim), params.batch_size, binarization, self.generator)
+        self.batches: ShuffledBatches | LoaderBatches = (
+            ShuffledBatches(all_images(train, model.input_dim), params.batch_size, binarization, self.generator)
             if isinstance(train, Split)
             else LoaderBatches(train, model.input_dim, binarization, self.generator)
         )
@@ -389,9 +389,10 @@ def validate(model: VAE, targets: Tensor, hardware: Hardware, importance_samples
 @torch.no_grad()
 def _warn_if_collapsed(model: VAE, targets: Tensor, best: Record) -> None:
     """Warn if the −ELBO is that of the mean image, which a decoder that ignores the latents reaches, within 1 %."""
-    x = to_float(targets)
+    x = to_float(targets[:: -(-targets.numel() // MOMENTS_FROM)])
     output = model.likelihood.from_moments(x.mean(0), x.std(0, correction=0))
-    mean_image = model.likelihood.nll(output.expand(len(x), -1), x).mean().item()
+    nll = [model.likelihood.nll(output.expand(len(part), -1), part) for part in x.split(EVALUATION_BATCH)]
+    mean_image = torch.cat(nll).mean().item()
     if best["val/neg_elbo"] > mean_image - 0.01 * abs(mean_image):
         warnings.warn(
             f"the validation −ELBO, {best['val/neg_elbo']:.1f} nats per image, is no better than that of the data's "
