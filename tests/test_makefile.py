@@ -66,7 +66,11 @@ def test_variables_of_the_command_line_become_flags_and_those_of_the_environment
     ("arguments", "refused", "names"),
     [
         (["search", "TRIAL=6"], "TRIAL=", "TRIALS= EPOCHS= WORKERS= FINALISTS= PYTHON="),
-        (["train", "EPOCH=2", "BETA=4"], "EPOCH=", "EPOCHS= BATCH_SIZE= LATENT_DIM= BETA= LEARNING_RATE= NPROC= PYTHON="),
+        (
+            ["train", "EPOCH=2", "BETA=4"],
+            "EPOCH=",
+            "EPOCHS= BATCH_SIZE= LATENT_DIM= BETA= LEARNING_RATE= NPROC= PYTHON=",
+        ),
         (["repro", "EPOCHS=2"], "EPOCHS=", "PYTHON="),  # of another target
     ],
 )
