@@ -172,3 +172,11 @@ def test_a_training_on_a_file_has_the_weights_of_one_in_memory_also_when_it_is_r
     monkeypatch.setattr(batches, "MEMORY_SHARE", 0)
     assert torch.equal(weights(load(tmp_path, "train")), expected)
     assert torch.equal(weights(load(tmp_path, "train"), epochs=(2, 3)), expected)
+
+
+@pytest.mark.parametrize("binarization", ["dynamic", "static", "threshold"])
+def test_a_model_of_colour_images_is_not_trained_on_binarized_ones(binarization):
+    colours = Split(torch.zeros(20, 72, dtype=torch.uint8))
+    model = VAE(72, [8], 2, image_shape=(3, 4, 6))
+    with pytest.raises(ConfigError, match=rf"'{binarization}', which is for grey images.*set data\.binarization: none"):
+        fit(model, colours, colours, TrainParams(epochs=1), CPU, binarization=binarization)

@@ -85,7 +85,10 @@ def fetch(params: DataParams, directory: Path | None, folder: Path, record: dict
 
 def _prepare(found: Found, params: DataParams, folder: Path) -> dict[str, Any]:
     _refuse_others(folder, [f"{name}.gz" for name in NAMES])  # these are deleted
-    return prepare(found, params, folder)
+    prepared = prepare(found, params, folder)
+    channels, height, width = prepared["image_shape"]
+    print(f"{height}×{width}, {'grey' if channels == 1 else 'colour'}, {len(found.classes) or 'no'} classes")
+    return prepared
 
 
 def _refuse_others(folder: Path, names: Iterable[str]) -> None:

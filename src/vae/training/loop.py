@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from vae.checkpoints import Checkpoints, State
 from vae.config import Binarization, TrainParams, check_together, resolved_likelihood
 from vae.data.batches import LoaderBatches, ShuffledBatches, all_images
-from vae.data.binarization import binarize_once, to_float
+from vae.data.binarization import binarize_once, check_colour, to_float
 from vae.data.datasets import Split
 from vae.device import Hardware, full_fp32
 from vae.errors import ConfigError, DivergedError
@@ -146,6 +146,7 @@ def _check(model: VAE, params: TrainParams, binarization: Binarization) -> None:
         resolved_likelihood(model.params, binarization)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    check_colour(binarization, model.image_shape[0])
     if params.mmd and distributed.size() > 1:
         raise ConfigError("train.mmd compares samples of a whole batch: it is for one process, train.nproc: 1")
 
