@@ -189,6 +189,8 @@ class ModelParams(Section):
     """Logistic distributions that discretized_logistic mixes for each pixel value."""
     lower_latent_dims: Annotated[tuple[PositiveInt, ...], Field(strict=False)] = ()
     """Latents of further stochastic layers, after the decoder's first, second … layer (conv: at each position)."""
+    conditional: bool = False
+    """Model p(x|z, label) instead of p(x|z): samples are then of a class that is asked for."""
 
     @model_validator(mode="after")
     def _check_architecture(self) -> Self:
@@ -198,6 +200,8 @@ class ModelParams(Section):
             raise ValueError(f"dense_dims requires architecture 'conv', not '{self.architecture}': use hidden_dims")
         if self.activation == "glu" and self.architecture != "mlp":
             raise ValueError(f"activation 'glu' requires architecture 'mlp', not '{self.architecture}'")
+        if self.conditional and self.prior == "vampprior":
+            raise ValueError("prior 'vampprior' requires conditional false: its pseudo-images have no labels")
         if len(self.lower_latent_dims) > len(self.hidden_dims):
             given, most = len(self.lower_latent_dims), len(self.hidden_dims)
             raise ValueError(f"lower_latent_dims has {given} entries, allowed are {most}: one for each of hidden_dims")
@@ -394,6 +398,7 @@ NOT_SEARCHED = {
     "epochs": "search.epochs sets the length of all trials",
     "objective": "trials are ranked by the metric of one objective",
     "likelihood": "probabilities and densities don't compare",
+    "conditional": "p(x|label) and p(x) don't compare",
 }
 
 

@@ -125,16 +125,16 @@ def test_an_unknown_binarization_is_refused(call):
 
 @pytest.mark.parametrize("binarization", ["dynamic", "static", "none"])
 def test_batches_that_are_read_ahead_are_those_of_images_in_memory(monkeypatch, binarization):
-    images = torch.randint(0, 256, (1000, 12), dtype=torch.uint8)
+    images, labels = torch.randint(0, 256, (1000, 12), dtype=torch.uint8), torch.arange(1000)
 
     def two_epochs():
-        made = ShuffledBatches(images, 64, binarization, torch.Generator().manual_seed(3))
-        return made.in_memory, [batch for _ in range(2) for batch in made]
+        made = ShuffledBatches(images, 64, binarization, torch.Generator().manual_seed(3), labels)
+        return made.in_memory, [part for _ in range(2) for batch in made for part in batch]
 
     in_memory, expected = two_epochs()
     monkeypatch.setattr(batches, "MEMORY_SHARE", 0)
     streamed, read = two_epochs()
-    assert (in_memory, streamed, len(read)) == (True, False, 32)
+    assert (in_memory, streamed, len(read)) == (True, False, 64)
     assert all(torch.equal(*pair) for pair in zip(expected, read, strict=True))
 
 

@@ -146,7 +146,7 @@ def test_the_page_computes_what_torch_computes(kind, tmp_path):
     equal("mu", posterior.mu)
     equal("logvar", posterior.logvar)
     equal("output", model.decode(z))
-    equal("sampled", model.likelihood.mean(model.decode(z, TopDown(layer_noise))))
+    equal("sampled", model.likelihood.mean(model.decode(z, top_down=TopDown(layer_noise))))
     equal("rebuilt", model.reconstruct(x[:1]))
     equal("density", model.prior.log_density(z))
     equal("drawn", sample_by_torch(model.prior, drawn[:latents], 0.4), 1e-4)

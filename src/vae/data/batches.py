@@ -15,28 +15,46 @@ from vae.data.binarization import binarize_once, check_binarization, sample_bina
 from vae.data.datasets import Split
 from vae.errors import ConfigError, DataError
 
+Batch = tuple[Tensor, Tensor | None]  # images [B, D], and labels [B] where they are asked for
+
 # Beside floats. Others, such as uint16 and complex numbers, have no range that is known to be black to white.
 INTEGER_PIXELS = (torch.uint8, torch.bool, torch.int32, torch.int64)
 MEMORY_SHARE = 0.5  # of the device's memory that training images may take
 READERS = 4  # threads that read batches, and batches that they read ahead
 
 
-def all_images(part: Split | DataLoader[Any], input_dim: int) -> Tensor:
-    """Return all images of a split or a loader, shape [N, D]. Raises DataError if there are none."""
-    images = [image_batch(batch, input_dim) for batch in ([part.images] if isinstance(part, Split) else part)]
+def all_images(part: Split | DataLoader[Any], input_dim: int, labelled: bool = False) -> tuple[Tensor, Tensor | None]:
+    """Return all images of a split or a loader, [N, D], and if `labelled` their labels, [N].
+
+    Raises DataError if there are no images, or labels are missing.
+    """
+    images, labels = [], []
+    for batch in [(part.images, part.labels)] if isinstance(part, Split) else part:
+        images.append(image_batch(batch, input_dim))
+        if labelled:
+            labels.append(label_batch(batch))
     if not images:
         raise DataError("there are no images to train or validate on")
-    return images[0] if len(images) == 1 else torch.cat(images)  # not copied: they may be more than the memory holds
+    # Not copied if they are one tensor: they may be more than the memory holds.
+    return images[0] if len(images) == 1 else torch.cat(images), torch.cat(labels) if labelled else None
 
 
 class ShuffledBatches:
-    """Shuffled batches of images, which are moved to the device's memory if they fit: no step waits for the host then.
+    """Shuffled batches of images, and of labels if given.
 
-    Otherwise, threads read the next batches, from a memory-mapped file if the images are in one. The batches are the
-    same.
+    Images are moved to the device's memory if they fit: no step waits for the host then. Otherwise, threads read the
+    next batches, from a memory-mapped file if the images are in one. The batches are the same.
     """
 
-    def __init__(self, images: Tensor, batch_size: int, binarization: Binarization, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        images: Tensor,
+        batch_size: int,
+        binarization: Binarization,
+        generator: torch.Generator,
+        labels: Tensor | None = None,
+    ) -> None:
+        self.labels = None if labels is None else labels.to(generator.device)
         self.dynamic = binarization == "dynamic"
         images = images if self.dynamic else binarize_once(images, binarization)
         self.in_memory = images.nbytes <= MEMORY_SHARE * _memory(generator.device)
@@ -46,11 +64,12 @@ class ShuffledBatches:
     def __len__(self) -> int:
         return -(-len(self.images) // self.batch_size)
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Batch]:
         order = torch.randperm(len(self.images), generator=self.generator, device=self.generator.device)
         batches = map(self._read, order.split(self.batch_size)) if self.in_memory else self._read_ahead(order.cpu())
-        for images in batches:
-            yield to_float(sample_binary(images, self.generator) if self.dynamic else images)
+        for images, index in zip(batches, order.split(self.batch_size), strict=True):
+            images = to_float(sample_binary(images, self.generator) if self.dynamic else images)
+            yield images, None if self.labels is None else self.labels[index]
 
     def _read(self, index: Tensor) -> Tensor:
         return self.images.index_select(0, index)  # on the CPU, ten times faster than self.images[index]
@@ -85,8 +104,14 @@ class LoaderBatches:
     """
 
     def __init__(
-        self, loader: DataLoader[Any], input_dim: int, binarization: Binarization, generator: torch.Generator
+        self,
+        loader: DataLoader[Any],
+        input_dim: int,
+        binarization: Binarization,
+        generator: torch.Generator,
+        labelled: bool = False,
     ) -> None:
+        self.labelled = labelled
         check_binarization(binarization)
         if binarization == "static":
             raise ConfigError("binarization 'static' needs the whole data set: pass a Split instead of a DataLoader")
@@ -107,16 +132,17 @@ class LoaderBatches:
     def __len__(self) -> int:
         return self.length
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Batch]:
         number = 0
         for number, batch in enumerate(self.loader, 1):
             if number > self.length:
                 raise DataError(f"the DataLoader yields more than the {self.length} batches of its length: see __len__")
             images = image_batch(batch, self.input_dim).to(self.generator.device, non_blocking=True)
             if self.binarization == "dynamic":
-                yield to_float(sample_binary(images, self.generator))
+                images = sample_binary(images, self.generator)
             else:
-                yield to_float(binarize_once(images, self.binarization))
+                images = binarize_once(images, self.binarization)
+            yield to_float(images), label_batch(batch).to(images.device) if self.labelled else None
         if not number:
             raise DataError(f"the DataLoader yields no batches, although its length is {self.length}")
 

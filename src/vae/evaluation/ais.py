@@ -153,4 +153,4 @@ def decode(model: VAE, u: Tensor) -> Tensor:
     z, *noise = u.split(
         [model.params.latent_dim, *(cast(StochasticLayer, layer).noise_dim for layer in model.hierarchy)], 1
     )
-    return model.decode(z, TopDown(noise))
+    return model.decode(z, top_down=TopDown(noise))

@@ -203,6 +203,8 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate `model` on `targets`, uint8 [N, D] and binarized if the model is for such, on the same device.
 
+    A conditional model is given the `labels` [N]: its bounds are of p(x|label).
+
     The reconstruction is a mean over all importance samples, and so is the KL where it has no closed form.
     With `checkpoints`, an interrupted evaluation resumes there, with the same metrics; the caller deletes them.
     `shared` divides the images among the processes of `torch.distributed`, which all call this function: each gets the
@@ -212,6 +214,7 @@ def evaluate(
     rank, size = (dist.get_rank(), dist.get_world_size()) if shared and dist.is_initialized() else (0, 1)
     generator = torch.Generator(targets.device).manual_seed(seed)
     batches = targets.split(max(1, params.chunk_size // params.importance_samples))
+    given = labels.to(targets.device).split(len(batches[0])) if model.classes and labels is not None else None
     parts: list[Part] = []
     done = 0
     if checkpoints and (state := checkpoints.load(torch.device("cpu"))):
@@ -223,8 +226,9 @@ def evaluate(
         print(f"evaluating {len(targets):,} images with {count} importance sample{'s' * (count > 1)} each")
     with Progress(show=progress, desc="evaluate", total=len(batches), initial=done) as bar:
         for number, batch in enumerate(batches[done:], done + 1):
+            label = given[number - 1] if given else None
             if number % size == rank:
-                parts.append(_evaluate_batch(model, to_float(batch), params, generator))
+                parts.append(_evaluate_batch(model, to_float(batch), label, params, generator))
             else:  # another process does, with the noise that would be drawn here
                 for _ in noise_of(model, len(batch), params, generator):
                     pass
@@ -241,9 +245,11 @@ def evaluate(
     return Evaluation(images, mu.numpy(), logvar.numpy(), dimensions)
 
 
-def _evaluate_batch(model: VAE, x: Tensor, params: EvaluateParams, generator: torch.Generator) -> Part:
+def _evaluate_batch(
+    model: VAE, x: Tensor, labels: Tensor | None, params: EvaluateParams, generator: torch.Generator
+) -> Part:
     """The `COLUMNS` and `layer_columns` [B, columns], and the posteriors of images [B, D]."""
-    posterior = model.encode(x)
+    posterior = model.encode(x) if labels is None else model.encode(x, labels)
     nll, kl, log_weights = importance_samples(model, x, posterior, params, generator)
     first = log_weights[:, : tenth(params.importance_samples)]
     bounds = (-importance_weighted_bound(weights) for weights in (log_weights, first))

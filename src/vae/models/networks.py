@@ -70,11 +70,13 @@ class Posterior:
     """q(z|x) = N(mu, exp(logvar)), [B, L] each; unpacks as `mu, logvar = model.encode(x)`.
 
     `features` [B, *F] are those of the encoder's layers, from which further stochastic layers compute their posteriors.
+    `labels` [B] are those that a conditional model was given.
     """
 
     mu: Tensor
     logvar: Tensor
     features: Sequence[Tensor] = ()
+    labels: Tensor | None = None
 
     def __iter__(self) -> Iterator[Tensor]:
         return iter((self.mu, self.logvar))

@@ -16,6 +16,7 @@ import safetensors
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vae.config import ModelParams, checked, resolved_likelihood, takes_fields_of
 from vae.data.binarization import to_float
@@ -28,6 +29,12 @@ from vae.models.networks import DECODERS, ENCODERS, ImageShape, Posterior, initi
 from vae.models.priors import PRIORS
 
 DEFAULTS = ModelParams()
+# Of the decoder's one-hot input: it learns what the label tells before the latents tell it, too. After 20 epochs with
+# 4,000 digits, a classifier finds 94 % of samples in the class that was asked for, and 90 % with a scale of 3.
+LABEL_SCALE = 10.0
+
+Labels = Tensor | npt.NDArray[Any] | int | None
+
 MOMENTS_FROM = 2**27  # pixel values at most, evenly spaced images: 0.5 GB as floats
 
 
@@ -60,6 +67,9 @@ class VAE(nn.Module):
     number of pixels, says enough. Other keyword arguments are the fields of `ModelParams`, with its defaults. Raises
     ConfigError for an unknown or invalid one.
 
+    With `conditional`, it is a conditional VAE of labels from 0 to `classes` − 1 (Sohn et al. 2015): q(z|x, y) and
+    p(x|z, y), with a prior p(z) that doesn't depend on y. The latents then hold what the label does not tell.
+
     A subclass may override `encode`, `decode`, `kl` or `forward`: training, evaluation and sampling call these.
     """
 
@@ -71,6 +81,7 @@ class VAE(nn.Module):
         latent_dim: int = DEFAULTS.latent_dim,
         *,
         image_shape: Sequence[int] | None = None,
+        classes: int = 0,
         **params: Any,
     ) -> None:
         super().__init__()
@@ -79,11 +90,18 @@ class VAE(nn.Module):
             self.params = resolved_likelihood(self.params, "dynamic")
         self.image_shape = _image_shape(input_dim, image_shape)
         self.input_dim = math.prod(self.image_shape)
+        if self.params.conditional and classes < 1:
+            raise ConfigError("conditional requires labelled images, and `classes`, the number of their classes, is 0")
+        self.classes = classes if self.params.conditional else 0
         self.encoder = ENCODERS[self.params.architecture](self.image_shape, self.params)
+        if self.classes:  # an image for each class, added to the encoder's input: it suits any architecture
+            self.label_images = nn.Parameter(torch.zeros(classes, self.input_dim))
         likelihood = LIKELIHOODS[self.params.likelihood](self.params)
         channels, *size = self.image_shape
         output_shape = (channels * likelihood.parameters_per_pixel, *size)
-        self.decoder = DECODERS[self.params.architecture](output_shape, self.params)
+        input_dim = self.params.latent_dim + self.classes  # latents and a one-hot label
+        decoder_params = self.params.model_copy(update={"latent_dim": input_dim})
+        self.decoder = DECODERS[self.params.architecture](output_shape, decoder_params)
         layers = range(len(self.params.lower_latent_dims))
         self.hierarchy = nn.ModuleList(StochasticLayer(index, self.image_shape, self.params) for index in layers)
         if self.params.initialization != "default":
@@ -93,12 +111,18 @@ class VAE(nn.Module):
 
     @classmethod
     def from_params(
-        cls, params: ModelParams, seed: int, input_dim: int | None = None, *, image_shape: Sequence[int] | None = None
+        cls,
+        params: ModelParams,
+        seed: int,
+        input_dim: int | None = None,
+        *,
+        image_shape: Sequence[int] | None = None,
+        classes: int = 0,
     ) -> Self:
         """A new model with weights initialized from `seed`; the global random state is left unchanged."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return cls(input_dim, image_shape=image_shape, **params.model_dump())
+            return cls(input_dim, image_shape=image_shape, classes=classes, **params.model_dump())
 
     @property
     def noise_dim(self) -> int:
@@ -119,39 +143,64 @@ class VAE(nn.Module):
         widths = "-".join(map(str, (self.input_dim, *self.params.hidden_dims)))
         parameters = sum(parameter.numel() for parameter in self.parameters())
         network = f"{self.params.architecture} {widths}, latent_dim={self.params.latent_dim}"
-        return f"{network}, prior={self.params.prior}, {parameters:,} parameters"
+        label = f", conditional on {self.classes} classes" if self.classes else ""
+        return f"{network}, prior={self.params.prior}{label}, {parameters:,} parameters"
 
-    def encode(self, x: Tensor | npt.NDArray[Any]) -> Posterior:
+    def encode(self, x: Tensor | npt.NDArray[Any], labels: Labels = None) -> Posterior:
         """Pixels [B, D] or [B, C, H, W] -> q(z|x); unpacks as mean and log-variance, [B, L] each.
 
-        Pixels are floats in [0, 1] or uint8, in a tensor or a NumPy array. Raises DataError where an image does not
-        have D pixels.
+        Pixels are floats in [0, 1] or uint8, in a tensor or a NumPy array. A conditional model takes the `labels` of
+        the images, integers [B] or one for all; others ignore them. Raises DataError where an image does not have D
+        pixels, or labels are missing, are out of range, or don't fit the images.
         """
         x = to_float(torch.as_tensor(x, device=self.output_bias.device))
         if x.ndim < 2 or math.prod(x.shape[1:]) != self.input_dim:
             raise DataError(
                 f"images have shape {tuple(x.shape)}, allowed is (B, ...) with {self.input_dim} pixels each"
             )
-        features = self.encoder.features(x.flatten(1).to(self.output_bias.dtype))
+        x, given = x.flatten(1).to(self.output_bias.dtype), None
+        if self.classes:
+            given = self._checked(labels, x.shape[:1])
+            x = x + self.label_images[given]
+        features = self.encoder.features(x)
         mu, logvar = self.encoder.posterior(features[-1]).float().chunk(2, dim=-1)
-        return Posterior(mu, logvar, features)
+        return Posterior(mu, logvar, features, given)
 
     def reparameterize(self, mu: Tensor, logvar: Tensor, noise: Tensor | None = None) -> Tensor:
         """z = mu + sigma · noise with standard normal noise, sampled here unless given: [..., L]."""
         noise = torch.randn_like(mu) if noise is None else noise
         return mu + torch.exp(0.5 * logvar) * noise
 
-    def decode(self, z: Tensor, top_down: TopDown | None = None) -> Tensor:
+    def decode(self, z: Tensor, labels: Labels = None, *, top_down: TopDown | None = None) -> Tensor:
         """Latents [..., L] -> the likelihood's parameters, [..., P·D]: for Bernoulli pixels, their logits.
 
-        Further stochastic layers sample as `top_down` says; without it, their latents are the means of their priors.
-        Raises DataError where z does not have L dimensions.
+        A conditional model takes `labels` [B] of latents [B, ..., L], or one for all. Further stochastic layers sample
+        as `top_down` says; without it, their latents are the means of their priors. Raises DataError where z does not
+        have L dimensions, and for labels as `encode` does.
         """
         if not z.ndim or z.shape[-1] != self.params.latent_dim:
             raise DataError(f"latents have shape {tuple(z.shape)}, allowed is (..., {self.params.latent_dim})")
         stochastic = [partial(layer, top_down=top_down) for layer in self.hierarchy]
-        output: Tensor = self.decoder(z.reshape(-1, z.shape[-1]), stochastic)
+        h = z
+        if self.classes:
+            one_hot = F.one_hot(self._checked(labels, z.shape[:-1]), self.classes)
+            h = torch.cat([z, LABEL_SCALE * one_hot.to(z.dtype)], -1)
+        output: Tensor = self.decoder(h.reshape(-1, h.shape[-1]), stochastic)
         return output.float().view(*z.shape[:-1], output.shape[-1])
+
+    def _checked(self, labels: Labels, shape: torch.Size) -> Tensor:
+        """The labels of a batch of this shape, int64; given are those of its first dimensions, or one for all."""
+        if labels is None:
+            raise DataError(f"the model is conditional: it takes a label from 0 to {self.classes - 1} for each image")
+        labels = torch.as_tensor(labels, device=self.output_bias.device)
+        fit = not labels.is_floating_point() and labels.shape == shape[: labels.ndim]
+        # A compiled step can't look at values: `validate`, which is not compiled, then sees them first.
+        if not fit or (not torch.compiler.is_compiling() and not 0 <= labels.min() <= labels.max() < self.classes):
+            raise DataError(
+                f"labels are {labels.dtype} of shape {tuple(labels.shape)}, allowed are integers from 0 to "
+                f"{self.classes - 1}, one for each image"
+            )
+        return labels.long().view(*labels.shape, *[1] * (len(shape) - labels.ndim)).expand(shape)
 
     def kl(self, mu: Tensor, logvar: Tensor, log_prior: Tensor) -> Tensor:
         """KL(q(z|x) ‖ p(z)) as terms that add up to it, [..., L] -> [..., terms] (see `Prior.kl`)."""
@@ -162,16 +211,17 @@ class VAE(nn.Module):
         x: Tensor,
         noise: Tensor | None = None,
         *,
+        labels: Labels = None,
         posterior: Posterior | None = None,
         detach_posterior: bool = False,
     ) -> Terms:
         """Pixels [B, D] -> the terms of the bound at K posterior samples, in nats per image.
 
-        `noise` [B, K, N] is standard normal; without it, one sample is taken. `posterior` is `encode(x)`, where that is
-        known already. With `detach_posterior`, log q(z|x) in `log_ratio` is that of detached parameters, so that the
-        encoder's gradient comes through the samples alone (Tucker et al. 2019).
+        `noise` [B, K, N] is standard normal; without it, one sample is taken. `labels` are as in `encode`. `posterior`
+        is `encode(x, labels)`, where that is known already. With `detach_posterior`, log q(z|x) in `log_ratio` is that
+        of detached parameters, so that the encoder's gradient comes through the samples alone (Tucker et al. 2019).
         """
-        posterior = self.encode(x) if posterior is None else posterior
+        posterior = self.encode(x, *self._given(labels)) if posterior is None else posterior
         if noise is None:
             noise = torch.randn(len(x), 1, self.noise_dim, device=x.device)
         z, output, layers = self.sample_posterior(posterior, noise)
@@ -191,49 +241,68 @@ class VAE(nn.Module):
         mu, logvar = (part.unsqueeze(1) for part in posterior)
         z_noise, *layer_noise = noise.split([mu.shape[-1], *self._layer_dims], -1)
         z = self.reparameterize(mu, logvar, z_noise)
+        given = self._given(posterior.labels)
         if not self.hierarchy:
-            return PosteriorSamples(z, self.decode(z), [])
+            return PosteriorSamples(z, self.decode(z, *given), [])
         top_down = TopDown(layer_noise, posterior.features[::-1])
-        return PosteriorSamples(z, self.decode(z, top_down), top_down.samples)
+        return PosteriorSamples(z, self.decode(z, *given, top_down=top_down), top_down.samples)
+
+    def _given(self, labels: Labels) -> tuple[Labels, ...]:
+        """The labels as an argument of a conditional model; others have methods without it, if a subclass wishes."""
+        return (labels,) if self.classes else ()
 
     @property
     def output_bias(self) -> Tensor:
         """The bias of the decoder's output, [P·D]."""
         return cast(Tensor, self.decoder.output_bias)
 
-    def images(self, z: Tensor) -> Tensor:
-        """Latents [..., L] -> mean images [..., D]: for Bernoulli pixels, the probabilities of white."""
-        return self.likelihood.mean(self.decode(z))
+    def images(self, z: Tensor, labels: Labels = None) -> Tensor:
+        """Latents [..., L] -> mean images [..., D]: for Bernoulli pixels, the probabilities of white.
+
+        `labels` are as in `decode`.
+        """
+        return self.likelihood.mean(self.decode(z, *self._given(labels)))
 
     @torch.no_grad()
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """`n` mean images decoded from samples of the prior, [n, D]."""
+    def sample(self, n: int, generator: torch.Generator | None = None, *, labels: Labels = None) -> Tensor:
+        """`n` mean images decoded from samples of the prior, [n, D].
+
+        A conditional model makes them of the classes `labels`, integers [n] or one for all, or of each class in turn.
+        Raises DataError for labels where the model isn't conditional.
+        """
+        if labels is not None and not self.classes:
+            raise DataError("the model isn't conditional: it can't sample images of a class")
         device = self.output_bias.device
+        if self.classes and labels is None:
+            labels = torch.arange(n, device=device) % self.classes
         z = self.prior.sample(n, generator, device)
         if not self.hierarchy:
-            return self.images(z)
+            return self.images(z, labels)
         noise = [torch.randn(n, dim, generator=generator, device=device) for dim in self._layer_dims]
-        return self.likelihood.mean(self.decode(z, TopDown(noise)))
+        return self.likelihood.mean(self.decode(z, *self._given(labels), top_down=TopDown(noise)))
 
     @torch.no_grad()
-    def reconstruct(self, x: Tensor | npt.NDArray[Any]) -> Tensor:
-        """Pixels [B, D] -> mean images [B, D], decoded from the posterior's mean. `x` is as in `encode`."""
-        posterior = self.encode(x)
+    def reconstruct(self, x: Tensor | npt.NDArray[Any], labels: Labels = None) -> Tensor:
+        """Pixels [B, D] -> mean images [B, D], decoded from the posterior's mean. `x`, `labels` are as in `encode`."""
+        posterior = self.encode(x, *self._given(labels))
         noise = torch.zeros(len(x), 1, self.noise_dim, device=posterior.mu.device)
         return self.likelihood.mean(self.sample_posterior(posterior, noise).output.squeeze(1))
 
     @torch.no_grad()
-    def interpolate(self, start: Tensor, end: Tensor, steps: int, spherical: bool = False) -> Tensor:
+    def interpolate(
+        self, start: Tensor, end: Tensor, steps: int, spherical: bool = False, *, labels: Labels = None
+    ) -> Tensor:
         """Mean images between two latents [L], both ends included: [steps, D].
 
         Along the line, or with `spherical` along the great circle (`slerp`), which keeps the typical distance of a
-        high-dimensional normal's samples from the origin. Raises DataError where a latent does not have L dimensions.
+        high-dimensional normal's samples from the origin. A conditional model takes `labels`, [steps] or one for all.
+        Raises DataError where a latent does not have L dimensions.
         """
         if not start.shape == end.shape == (self.params.latent_dim,):
             shapes = f"{tuple(start.shape)} and {tuple(end.shape)}"
             raise DataError(f"the latents have shapes {shapes}, allowed is ({self.params.latent_dim},) for both")
         weight = torch.linspace(0, 1, steps, device=start.device)[:, None]
-        return self.images(slerp(start, end, weight) if spherical else torch.lerp(start, end, weight))
+        return self.images(slerp(start, end, weight) if spherical else torch.lerp(start, end, weight), labels)
 
     @torch.no_grad()
     def initialize_from_data(self, images: Tensor) -> None:
@@ -248,7 +317,7 @@ class VAE(nn.Module):
 
     def save(self, path: Path | str) -> None:
         """Write weights and configuration as safetensors: no pickle, and the same bytes for the same weights."""
-        config = {"image_shape": self.image_shape, **self.params.model_dump(mode="json")}
+        config = {"image_shape": self.image_shape, "classes": self.classes, **self.params.model_dump(mode="json")}
         tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
         write_atomically(path, save(tensors, metadata={"vae": json.dumps(config)}))
 

@@ -146,7 +146,8 @@ class Worker:
                 if may_prune and epoch < params.train.epochs and trial.should_prune():
                     raise optuna.TrialPruned
 
-        model = VAE.from_params(params.resolved_model, params.seed, image_shape=self.dataset["image_shape"])
+        images = {"image_shape": self.dataset["image_shape"], "classes": len(self.dataset["classes"])}
+        model = VAE.from_params(params.resolved_model, params.seed, **images)
         model.initialize_from_data(self.train.images)
         fit(
             model,

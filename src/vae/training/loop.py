@@ -36,7 +36,7 @@ EVALUATION_BATCH = 1024  # images at a time where no gradients are needed
 
 Record = dict[str, float]
 OnEpoch = Callable[[Record], None]
-Step = Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor, Tensor]]
+Step = Callable[[Tensor, Tensor | None, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor, Tensor]]
 Scheduler = lr_scheduler.LRScheduler | lr_scheduler.ReduceLROnPlateau
 
 
@@ -102,7 +102,10 @@ def fit(
     _check(model, params, binarization)
     model.to(hardware.device)
     state = _TrainingState(model, train, params, hardware, binarization, seed, optimizer, scheduler)
-    targets = binarize_once(all_images(validation, model.input_dim), binarization).to(hardware.device)
+    images, labels = all_images(validation, model.input_dim, bool(model.classes))
+    targets = binarize_once(images, binarization).to(hardware.device)
+    labels = None if labels is None else labels.to(hardware.device)
+    samples = params.importance_samples if params.objective == "iwae" else 0
     key, patience = criterion(params), params.early_stopping_patience
     history: list[Record] = list(after.history) if after else []
     start, best_epoch = len(history), after.best_epoch if after else 0
@@ -118,7 +121,7 @@ def fit(
         record = {"epoch": epoch, **state.run_epoch(epoch, start + params.epochs, progress)}
         with state.averaged():
             started = time.perf_counter()
-            metrics = validate(model, targets, hardware, params.importance_samples if params.objective == "iwae" else 0)
+            metrics = validate(model, targets, hardware, samples, labels)
             record |= {f"val/{name}": value for name, value in metrics.items()}
             record["val/seconds"] = time.perf_counter() - started
             _check_finite(record, epoch)
@@ -177,11 +180,13 @@ class _TrainingState:
     ) -> None:
         self.model, self.params, self.hardware = model, params, hardware
         self.generator = torch.Generator(hardware.device).manual_seed(seed)
-        self.batches: ShuffledBatches | LoaderBatches = (
-            ShuffledBatches(all_images(train, model.input_dim), params.batch_size, binarization, self.generator)
-            if isinstance(train, Split)
-            else LoaderBatches(train, model.input_dim, binarization, self.generator)
-        )
+        self.batches: ShuffledBatches | LoaderBatches
+        labelled = bool(model.classes)
+        if isinstance(train, Split):
+            images, labels = all_images(train, model.input_dim, labelled)
+            self.batches = ShuffledBatches(images, params.batch_size, binarization, self.generator, labels)
+        else:
+            self.batches = LoaderBatches(train, model.input_dim, binarization, self.generator, labelled)
         # A DataLoader shuffles with its own generator, or seeds one from the global generator.
         self.generators = [self.generator, torch.default_generator]
         if isinstance(self.batches, LoaderBatches):
@@ -278,9 +283,9 @@ class _TrainingState:
             unit=" batches",
             postfix=self.last_epoch,  # this epoch's metrics would cost a wait for the device at every step
         ) as bar:
-            for number, x in enumerate(self.batches):
+            for number, (x, labels) in enumerate(self.batches):
                 beta = beta_at(epoch - 1 + (number + 1) / steps, params.beta, params.kl_warmup_epochs, cycle)
-                sums[number] = self._train_step(x, beta) * len(x)
+                sums[number] = self._train_step(x, labels, beta) * len(x)
                 count += len(x)
                 bar.update()
         _check_finite_steps(distributed.add_up(sums), epoch)  # the epoch's one wait for the device
@@ -298,7 +303,7 @@ class _TrainingState:
             "train/images_per_second": count / seconds,
         }
 
-    def _train_step(self, x: Tensor, beta: float) -> Tensor:
+    def _train_step(self, x: Tensor, labels: Tensor | None, beta: float) -> Tensor:
         """Loss, reconstruction and KL, [3]: means over the batch, or this process's part of them."""
         device = self.hardware.device
         shape = (len(x), self.objective.importance_samples, self.model.noise_dim)
@@ -306,7 +311,8 @@ class _TrainingState:
         # Sampled only if it is used: other trainings get the same noise as if there were no such term.
         prior = self._prior_samples(len(x)) if self.params.mmd else None
         own, weight = distributed.share(len(x))
-        means = torch.stack(self.step(x[own], noise[own], torch.full((), beta, device=device), prior))
+        given = None if labels is None else labels[own]
+        means = torch.stack(self.step(x[own], given, noise[own], torch.full((), beta, device=device), prior))
         self.model.zero_grad()
         (weight * means[0]).backward()
         if self.params.max_grad_norm:
@@ -325,14 +331,16 @@ class _TrainingState:
 
 
 def _step_function(model: nn.Module, params: TrainParams, hardware: Hardware) -> Step:
-    """(x, noise, beta, prior samples or None) -> loss, reconstruction, KL: means over the batch.
+    """(x, labels or None, noise, beta, prior samples or None) -> loss, reconstruction, KL: means over the batch.
 
     Random numbers and β are arguments, so that the step compiles to one graph without state.
     """
 
-    def step(x: Tensor, noise: Tensor, beta: Tensor, prior: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def step(
+        x: Tensor, labels: Tensor | None, noise: Tensor, beta: Tensor, prior: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         with hardware.autocast():
-            terms = model(x, noise, detach_posterior=params.doubly_reparameterized)
+            terms = model(x, noise, **_given(labels), detach_posterior=params.doubly_reparameterized)
             loss = _loss(terms, params, beta)
         if prior is not None:
             loss = loss + params.mmd * mmd(terms.z[:, 0], prior)
@@ -348,6 +356,11 @@ def _step_function(model: nn.Module, params: TrainParams, hardware: Hardware) ->
     return compiled
 
 
+def _given(labels: Tensor | None) -> dict[str, Tensor]:
+    """The labels as an argument of a conditional model; others have a `forward` without it, if a subclass wishes."""
+    return {} if labels is None else {"labels": labels}
+
+
 def _loss(terms: Terms, params: TrainParams, beta: Tensor) -> Tensor:
     """The training loss, a mean over images: with β, that of the ELBO or of the importance-weighted bound."""
     if params.objective == "elbo":
@@ -360,9 +373,12 @@ def _loss(terms: Terms, params: TrainParams, beta: Tensor) -> Tensor:
 
 @full_fp32()
 @torch.no_grad()
-def validate(model: VAE, targets: Tensor, hardware: Hardware, importance_samples: int = 0) -> Record:
+def validate(
+    model: VAE, targets: Tensor, hardware: Hardware, importance_samples: int = 0, labels: Tensor | None = None
+) -> Record:
     """Reconstruction, KL and −ELBO at β = 1 over binarized `targets` (uint8 [N, D]), nats per image.
 
+    `labels` [N] are those that a conditional model takes.
     With `importance_samples`, these are means over that many samples, and `neg_bound` is the negative
     importance-weighted bound. The posterior noise is the same each time, so that epochs differ by their weights only.
     """
@@ -370,14 +386,15 @@ def validate(model: VAE, targets: Tensor, hardware: Hardware, importance_samples
     generator = torch.Generator(targets.device).manual_seed(0)
     samples = importance_samples or 1
     sums = torch.zeros(3, dtype=torch.float64, device="cpu" if targets.device.type == "mps" else targets.device)
-    for batch in targets.split(max(1, EVALUATION_BATCH // samples)):
-        x = to_float(batch)
+    chunk = max(1, EVALUATION_BATCH // samples)
+    for start in range(0, len(targets), chunk):
+        x = to_float(targets[start : start + chunk])
         noise = torch.randn(len(x), samples, model.noise_dim, generator=generator, device=x.device)
         own, weight = distributed.share(len(x))
         if not weight:
             continue
         with hardware.autocast():
-            terms = model(x[own], noise[own])
+            terms = model(x[own], noise[own], **_given(None if labels is None else labels[start : start + chunk][own]))
         bound = importance_weighted_bound(terms.log_weights)
         sums += torch.stack([terms.nll.mean(1).sum(), terms.kl.sum(), bound.sum()]).to(sums.device)
     reconstruction, kl, bound = (distributed.add_up(sums) / len(targets)).tolist()

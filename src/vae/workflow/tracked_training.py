@@ -53,7 +53,8 @@ class _Setup:
     @classmethod
     def of(cls, params: Params, dataset: Mapping[str, Any], raw: Path) -> Self:
         train, validation = split_validation(load(raw, "train"), params.data.validation_size)
-        model = VAE.from_params(params.resolved_model, params.seed, image_shape=dataset["image_shape"])
+        images = {"image_shape": dataset["image_shape"], "classes": len(dataset["classes"])}
+        model = VAE.from_params(params.resolved_model, params.seed, **images)
         model.initialize_from_data(train.images)
         return cls(params, resolve(params.train), model, train, validation)
 
