@@ -12,6 +12,7 @@ from mlflow_server import Server
 from registry_support import add_version, log_model
 from support import ENVIRONMENT, ROOT, stage_process
 from vae import tracking
+from vae.config import DataParams, Params
 from vae.errors import RegistryError
 from vae.tracking import registry
 from vae.tracking.registry import CHALLENGER, CHAMPION
@@ -32,6 +33,15 @@ def connected(request, tmp_path, empty_store, monkeypatch):
 def state():
     model = registry.look_up("vae-mnist")
     return [*model.versions], model.aliases, model.history
+
+
+@pytest.mark.usefixtures("connected")
+def test_the_name_of_any_folder_gives_the_name_of_a_model():
+    assert registry.model_name(Params()) == "vae-mnist"
+    name = registry.model_name(Params(data=DataParams(source="folder", path="/x/Vögel: 'neue' @2")))
+    assert name == "vae-vögel-neue-2"
+    MlflowClient().create_registered_model(name)
+    assert registry.look_up(name).versions == {}
 
 
 @pytest.mark.usefixtures("connected")

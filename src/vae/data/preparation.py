@@ -68,7 +68,8 @@ def _common_shape(found: Found, params: DataParams) -> tuple[Shape, Failures]:
     examples: dict[tuple[int, int], str] = {}  # a picture of each size
     failures: Failures = {}
     channels = 1
-    for rows, results in _in_parallel(read_shape, found, np.arange(len(found.pictures)), "reading headers"):
+    several = np.arange(1 if isinstance(found.pictures, np.ndarray) else len(found.pictures))  # those of an array agree
+    for rows, results in _in_parallel(read_shape, found, several, "reading headers"):
         for row, shape in zip(rows, results, strict=True):
             if _failed(shape):
                 failures[row] = shape

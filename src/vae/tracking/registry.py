@@ -41,8 +41,8 @@ class Registered:
 
 
 def model_name(params: Params) -> str:
-    """The registered model of this data set: `vae-mnist`."""
-    return f"vae-{params.data.name.lower()}"
+    """The registered model of this data set, `vae-mnist`; folders may have characters that MLflow's names don't."""
+    return "vae-" + re.sub(r"[^-.\w]+", "-", params.data.name.lower())
 
 
 def look_up(name: str) -> Registered:
