@@ -24,7 +24,7 @@ from ruamel.yaml import YAML
 
 import stack
 from search_support import DATASET, small
-from support import ENVIRONMENT
+from support import ENVIRONMENT, ROOT
 from vae.errors import SearchError
 from vae.search import workers
 from vae.search.storage import open_storage
@@ -355,3 +355,29 @@ def test_a_database_that_does_not_come_back_ends_the_search_in_one_line(tiny, po
     search.fails_with("the database in OPTUNA_STORAGE was lost")
     assert "hunter2" not in search.printed()
     postgresql.start()
+
+
+@pytest.mark.slow
+def test_workers_on_a_cluster_share_a_study_and_go_on_after_one_was_cancelled(tiny, postgresql, tmp_path):
+    tiny.set({"search.n_trials": 6, "search.epochs": 8})
+    shutil.copytree(ROOT / "slurm", tiny / "slurm")
+    (tiny / ".venv/bin").mkdir(parents=True)
+    (tiny / ".venv/bin/activate").touch()  # the suite's environment has the programs
+    shared = {"OPTUNA_STORAGE": postgresql.url, "MLFLOW_TRACKING_URI": tiny.store}
+
+    def is_at_work():
+        trials = trials_of(tiny, postgresql.url)
+        return len([each for each in trials if each.state is TrialState.RUNNING and each.intermediate_values]) == 2
+
+    with stack.slurm(tmp_path) as cluster:
+        environment = ENVIRONMENT | cluster | shared
+        submit = ["sbatch", "--parsable", "--array=1-2", "slurm/search.sbatch"]
+        job = subprocess.check_output(submit, cwd=tiny.root, env=environment, text=True).strip()
+        wait_for(is_at_work, "two trials at once")
+        subprocess.run(["scancel", f"{job}_1"], env=environment, check=True)
+        queue = ["squeue", "--noheader", f"--job={job}"]
+        wait_for(lambda: not subprocess.check_output(queue, env=environment), "end of the jobs")
+    cancelled, survivor = ((tiny / f"slurm-{job}_{number}.out").read_text() for number in (1, 2))
+    assert "no trials are left" in survivor and "no trials are left" not in cancelled
+    assert "Traceback" not in survivor + cancelled and "hunter2" not in survivor + cancelled
+    assert_exact(trials_of(tiny, postgresql.url), 6)
