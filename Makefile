@@ -9,7 +9,7 @@ export DVC_NO_ANALYTICS := 1
 
 # make train EPOCHS=2 LATENT_DIM=8 BETA=4 …; make search TRIALS=60 WORKERS=4 …
 # Only variables on make's command line become flags, not those of the environment; the shell sees them quoted.
-unexport URL ENDPOINT FROM EPOCHS BATCH_SIZE LATENT_DIM BETA LEARNING_RATE TRIALS WORKERS FINALISTS RECIPES QUICK MODEL FORCE PORT IMAGES FIT CHAINS TEMPERATURES
+unexport BASE URL ENDPOINT FROM EPOCHS BATCH_SIZE LATENT_DIM BETA LEARNING_RATE TRIALS WORKERS FINALISTS RECIPES QUICK MODEL FORCE PORT IMAGES FIT CHAINS TEMPERATURES
 given = $(if $(filter command,$(origin $(1))),$(value $(1)))
 quoted = '$(subst ','\'',$(1))'
 flag = $(if $(call given,$(2)),--$(1)=$(call quoted,$(call given,$(2))))
@@ -30,6 +30,7 @@ names_ais := IMAGES CHAINS TEMPERATURES
 names_ui := MLFLOW_PORT
 names_promote := FORCE
 names_remote := URL ENDPOINT
+names_report := BASE
 names_why := MODEL
 names_restore := MODEL
 names_serve := MODEL PORT
@@ -38,7 +39,7 @@ names := $(foreach goal,$(MAKECMDGOALS),$(names_$(goal))) PYTHON
 unknown := $(filter-out $(names),$(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
 $(if $(unknown),$(error $(strip make $(MAKECMDGOALS)) has no $(unknown:%=%=): there are $(names:%=%=)))
 
-.PHONY: help setup repro explore compare train search adopt dashboard examples theory ui sync register promote rollback why restore serve score remote stack test test-slow torture lint audit format bench ais anomalies published speedrun load clean
+.PHONY: help setup repro explore compare train search adopt dashboard examples theory ui sync register promote rollback why restore serve score remote stack report test test-slow torture lint audit format bench ais anomalies published speedrun load clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -114,6 +115,9 @@ score: $(READY)  ## Score images, by file: IMAGES=folder, or PNG, JPEG, IDX, .np
 
 remote: $(READY)  ## Set where `dvc push` stores: URL=/folder, ssh://…, s3://… (ENDPOINT=http://…)
 	@python -m vae.workflow.remote $(call flag,url,URL) $(call flag,endpoint,ENDPOINT)
+
+report: $(READY)  ## Compare params, metrics and model with those of a commit: BASE=main, to results/report/
+	@python -m vae.workflow.report $(call flag,base,BASE)
 
 stack:  ## Start a team's PostgreSQL, S3 store and MLflow server with Docker, see docs/team.md
 	@test -f stack/.env || { echo "error: stack/.env is missing: cp stack/.env.example stack/.env, and fill it in" >&2; exit 1; }

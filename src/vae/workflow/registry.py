@@ -245,10 +245,10 @@ def commit_of(version: ModelVersion) -> str:
 
 
 def read_committed(path: str, commit: str) -> bytes:
-    """A file of a commit, from git or DVC's cache; nothing if they don't have it."""
+    """A file of a commit, from git, DVC's cache or its remote; nothing if they don't have it or can't be reached."""
     try:
         return bytes(dvc.api.read(path, rev=commit, mode="rb")) if commit else b""
-    except (DvcException, OSError):
+    except Exception:  # the clients of remotes raise errors of their own
         return b""
 
 
