@@ -94,7 +94,7 @@ def further_metrics(model: VAE, train: Split, test: Split, result: Evaluation, p
         print("left out: the linear probe and the quality of samples, which need images of two classes")
         return parts
     print("fitting a linear probe of the latents")
-    train_mu = posterior_means(model, train.images, params.evaluate).cpu().numpy()
+    train_mu = posterior_means(model, train.images, params.evaluate, train.labels).cpu().numpy()
     accuracy = linear_probe_accuracy(train_mu, train.labels.cpu(), result.mu, test.labels.cpu())
     print("training classifiers, in whose features samples are compared with images")
     binary = params.data.binarization != "none"

@@ -10,10 +10,16 @@ from vae.models.vae import VAE
 
 
 @torch.no_grad()
-def posterior_means(model: VAE, images: Tensor, params: EvaluateParams) -> Tensor:
-    """The means of q(z|x), [N, L], of `images` as the model gets them, uint8 [N, D] on the model's device."""
+def posterior_means(model: VAE, images: Tensor, params: EvaluateParams, labels: Tensor | None = None) -> Tensor:
+    """The means of q(z|x), [N, L], of `images` as the model gets them, uint8 [N, D] on the model's device.
+
+    `labels` [N] are those that a conditional model takes.
+    """
     model.eval()
-    return torch.cat([model.encode(to_float(batch))[0] for batch in images.split(params.chunk_size)])
+    parts = (slice(start, start + params.chunk_size) for start in range(0, len(images), params.chunk_size))
+    if labels is None or not model.classes:
+        return torch.cat([model.encode(to_float(images[part]))[0] for part in parts])
+    return torch.cat([model.encode(to_float(images[part]), labels[part])[0] for part in parts])
 
 
 def linear_probe_accuracy(train_mu: Floats, train_labels: Tensor, test_mu: Floats, test_labels: Tensor) -> float:

@@ -24,9 +24,9 @@ def pictures(model: VAE, split: Split, binarization: Binarization, seed: int) ->
     labels = None if split.labels is None else split.labels[:300].cpu().numpy()
     # Of each class; without labels, the first ten.
     first = np.arange(len(x))[:10] if labels is None else np.unique(labels, return_index=True)[1][:COLUMNS]
-    pairs = torch.cat([x[first], model.reconstruct(x[first])])
+    pairs = torch.cat([x[first], model.reconstruct(x[first], None if labels is None else labels[first])])
     samples = model.sample(64, torch.Generator(device).manual_seed(seed))
-    mu, images = model.encode(x)[0].cpu().numpy(), shaped(x, model.image_shape)
+    mu, images = model.encode(x, labels)[0].cpu().numpy(), shaped(x, model.image_shape)
     found = {
         "samples": _grid(shaped(samples, model.image_shape), 8),
         "reconstructions": _grid(shaped(pairs, model.image_shape), len(first)),

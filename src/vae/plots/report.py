@@ -64,6 +64,9 @@ def plot_all(
     def shaped(images: Tensor) -> Array:
         return image_grids.shaped(images, model.image_shape)
 
+    def labels_of(chosen: Tensor) -> Tensor | None:
+        return None if test.labels is None else test.labels[chosen]
+
     mu, logvar = torch.from_numpy(result.mu), torch.from_numpy(result.logvar)
     yield "training_history", history.training_history(epochs)
     columns = params.render.columns
@@ -71,12 +74,12 @@ def plot_all(
     chosen = first.repeat(-(-columns // len(first)))[:columns]
     binarized = binarize_once(test.images, params.data.binarization)
     original, inputs = to_float(test.images[chosen]), to_float(binarized[chosen])
-    rows = (original, inputs, model.reconstruct(inputs))
+    rows = (original, inputs, model.reconstruct(inputs, labels_of(chosen)))
     yield "reconstructions", image_grids.reconstructions(*map(shaped, rows))
     neg_elbo = -torch.tensor(result.images["elbo"].to_numpy())
     extremes = best_and_worst(neg_elbo, test.labels, columns)
     inputs = to_float(binarized[extremes])
-    rebuilt = model.reconstruct(inputs.flatten(0, 1)).view_as(inputs)
+    rebuilt = model.reconstruct(inputs.flatten(0, 1), labels_of(extremes.flatten())).view_as(inputs)
     arrays = (shaped(inputs), shaped(rebuilt), neg_elbo[extremes].numpy())
     yield "best_and_worst_reconstructions", image_grids.best_and_worst(*arrays, by_class=test.labels is not None)
     samples = model.sample(columns * columns, torch.Generator().manual_seed(params.seed))
@@ -87,17 +90,21 @@ def plot_all(
     labels = None if test.labels is None else test.labels.numpy()
     yield "latent_space", latents.latent_space(result.mu, labels, latents.tsne(result.mu), classes)
     pairs = PAIRS if len(first) >= 10 else list(combinations(range(len(first)), 2))[: len(PAIRS)]
-    lines = torch.cat([model.interpolate(mu[first[a]], mu[first[b]], columns) for a, b in pairs])
+    # Of a conditional model, each line is in the class of its first image.
+    lines = torch.cat(
+        [model.interpolate(mu[first[a]], mu[first[b]], columns, labels=labels_of(first[a])) for a, b in pairs]
+    )
     names = [f"image {n}" for n in first] if test.labels is None else class_names(test.labels[first].numpy(), classes)
     named = [(names[a], names[b]) for a, b in pairs]
     yield "interpolation", image_grids.interpolation(shaped(lines), columns, named)
     kl, reference = kl_by_dimension(model, mu, logvar)
     dimensions = kl.argsort(descending=True)[:TRAVERSED].tolist()
     starts = first[STARTS if len(first) >= 10 else slice(len(STARTS))]
-    traversed = model.images(traversals(mu, mu[starts], dimensions, columns))
+    given = labels_of(starts.repeat_interleave(columns).repeat(len(dimensions)))
+    traversed = model.images(traversals(mu, mu[starts], dimensions, columns), given)
     yield "latent_traversals", image_grids.latent_traversals(shaped(traversed), columns, dimensions, REACH)
     if mu.shape[1] == 2:
-        manifold = model.images(prior_grid(2 * columns))
+        manifold = model.images(prior_grid(2 * columns), 0)  # of a conditional model, its first class
         yield "latent_manifold", image_grids.latent_manifold(shaped(manifold), 2 * columns)
     variance, total = result.mu.var(axis=0, ddof=1), result.images["kl"].mean()
     yield "kl_per_dimension", latents.kl_per_dimension(kl.numpy(), ACTIVE_UNIT_VARIANCE, variance, reference, total)

@@ -30,6 +30,7 @@ from vae.models.vae import VAE
 from vae.serving.artifacts import ARTIFACTS, IMAGE_SHAPE, read_evaluation, verified
 
 TASKS = ("reconstruct", "encode", "decode", "sample", "score")
+NO_LABEL = -1
 MAX_BATCH = 1000  # images, latents or samples of one call
 MAX_DECODED = 500_000  # latents that scoring one batch may decode: some ten seconds of a core
 REQUIREMENTS = ("mlflow", "torch", "numpy", "pandas", "pydantic", "ruamel.yaml", "safetensors", "tqdm", "lazy-loader")
@@ -52,6 +53,9 @@ class VAEModel(PythonModel):
     - `score`: images -> `neg_elbo` and `nll` of each in nats, and its `percentile`: the percentage of test images whose
       NLL is at most as high. The NLL is the importance-weighted bound (Burda et al. 2016); with fewer
       `importance_samples` than the default, the evaluation's, it and the percentile tend to be higher.
+
+    A conditional model has a param `label`, the class of all images or latents of the call. Without it, `sample` makes
+    images of each class in turn, and the other tasks are refused.
 
     `score` binarizes images as the model's evaluation does. A score depends on the image and `seed` alone, not on the
     others of the batch.
@@ -76,22 +80,25 @@ class VAEModel(PythonModel):
         except VAEError as error:
             raise MlflowException.invalid_parameter_value(one_line(error)) from None
 
-    def _answer(self, array: Array, task: str, n: int, importance_samples: int, seed: int) -> Any:
+    def _answer(
+        self, array: Array, task: str, n: int, importance_samples: int, seed: int, label: int = NO_LABEL
+    ) -> Any:
+        given = None if label == NO_LABEL else label
         match task:
             case "reconstruct":
-                return self._shown(self.vae.reconstruct(self._images(array)))
+                return self._shown(self.vae.reconstruct(self._images(array), given))
             case "encode":
-                mu, logvar = self.vae.encode(self._images(array))
+                mu, logvar = self.vae.encode(self._images(array), given)
                 return {"mu": mu.numpy(), "logvar": logvar.numpy()}
             case "decode":
-                return self._shown(self.vae.images(self._latents(array)))
+                return self._shown(self.vae.images(self._latents(array), given))
             case "sample":
                 _check("n", n, MAX_BATCH)
-                return self._shown(self.vae.sample(n, torch.Generator().manual_seed(seed)))
+                return self._shown(self.vae.sample(n, torch.Generator().manual_seed(seed), labels=given))
             case "score":
                 images = self._images(array)
                 _check("importance_samples", importance_samples, MAX_DECODED // len(images))
-                return self._score(images, importance_samples, seed)
+                return self._score(images, importance_samples, seed, given)
         raise DataError(f"task is {task!r}, allowed are {', '.join(TASKS)}")
 
     def _images(self, array: Array) -> Tensor:
@@ -114,14 +121,15 @@ class VAEModel(PythonModel):
     def _latents(self, array: Array) -> Tensor:
         return torch.from_numpy(_numbers(array, "latents")).float()  # VAE.decode checks the shape
 
-    def _score(self, images: Tensor, samples: int, seed: int) -> pd.DataFrame:
+    def _score(self, images: Tensor, samples: int, seed: int, label: int | None) -> pd.DataFrame:
         params, bounds = EvaluateParams(importance_samples=samples), []
         for image in images.split(1):  # one by one, so that a score depends on no other image
             # Not the seed itself: with the same noise for all images, errors would not average out over them.
             pixels = (255 * image).round().byte().numpy().tobytes()
             generator = torch.Generator().manual_seed(zlib.crc32(pixels, seed % 2**32))
             binary = self._binarized(image, generator)
-            nll, kl, log_weights = importance_samples(self.vae, binary, self.vae.encode(binary), params, generator)
+            posterior = self.vae.encode(binary, label)
+            nll, kl, log_weights = importance_samples(self.vae, binary, posterior, params, generator)
             bounds.append(torch.cat([nll.mean(-1) + kl.sum(1), -importance_weighted_bound(log_weights)]))
         neg_elbo, nlls = torch.stack(bounds, 1).double().numpy()
         percentile = 100 * np.searchsorted(self.test_nll, nlls, side="right") / len(self.test_nll)
@@ -171,22 +179,24 @@ def save_model(path: Path, weights: Path, evaluation: Path, example: Array, imag
     """
     forms = [f"[B, {', '.join(map(str, form))}]" for form in image_forms(image_shape)]
     samples = read_evaluation(evaluation)["importance_samples"]
-    params = ParamSchema(
-        [
-            ParamSpec("task", DataType.string, "reconstruct"),
-            ParamSpec("n", DataType.long, 16),
-            ParamSpec("importance_samples", DataType.long, samples),
-            ParamSpec("seed", DataType.long, 0),
-        ]
-    )
+    params = [
+        ParamSpec("task", DataType.string, "reconstruct"),
+        ParamSpec("n", DataType.long, 16),
+        ParamSpec("importance_samples", DataType.long, samples),
+        ParamSpec("seed", DataType.long, 0),
+    ]
+    example_params: dict[str, Any] = {"task": "reconstruct"}
+    if VAE.load(weights).classes:
+        params += [ParamSpec("label", DataType.long, NO_LABEL)]
+        example_params["label"] = 0
     anything = Schema([TensorSpec(np.dtype(object), (-1,))])  # MLflow has no schema for two shapes: the model checks
     pyfunc.save_model(
         path=str(path),
         python_model=str(PACKAGE / "serving" / "model_code.py"),
         code_paths=[str(PACKAGE)],
         artifacts=dict(zip(ARTIFACTS, map(str, (weights, evaluation)), strict=True)),
-        signature=ModelSignature(anything, params=params),
-        input_example=(shown(example, image_shape), {"task": "reconstruct"}),
+        signature=ModelSignature(anything, params=ParamSchema(params)),
+        input_example=(shown(example, image_shape), example_params),
         pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],
         metadata={
             "tasks": ", ".join(TASKS),

@@ -19,7 +19,7 @@ from vae.data.binarization import binarize_once
 from vae.data.datasets import load
 from vae.data.download import IMAGE_SHAPE, class_names, fetch
 from vae.device import Hardware
-from vae.errors import DataError, WeightsError
+from vae.errors import ConfigError, DataError, WeightsError
 from vae.files import fingerprint, project_root, sha256, write_json
 from vae.models.vae import VAE
 
@@ -64,7 +64,12 @@ def read_dataset(path: Path = DATASET) -> dict[str, Any]:
 
 
 def some_test_images(params: Params, count: int) -> tuple[Tensor, Tensor]:
-    """`count` test images, evenly spaced, binarized as in the evaluation, and their labels."""
+    """`count` test images, evenly spaced, binarized as in the evaluation, and their labels.
+
+    Raises ConfigError where the model is conditional: what takes these images, gives it no labels.
+    """
+    if params.model.conditional:
+        raise ConfigError("model.conditional is true, allowed here is false: the model is given no labels")
     test = load(RAW, "test")
     chosen = torch.arange(min(count, len(test))) * len(test) // min(count, len(test))
     return binarize_once(test.images, params.data.binarization)[chosen], test.require_labels()[chosen]

@@ -15,6 +15,7 @@ export class VAE {
     } catch {
       throw new FileError("The file is not a model of this project: its configuration is missing or damaged.");
     }
+    if (this.config.conditional) throw new FileError("This page can't compute a conditional model: it has no labels.");
     const tensor = (name, shape) => {
       const found = tensors[name];
       if (`${found?.shape}` !== `${shape}`) {
