@@ -8,7 +8,7 @@ import signal
 import pytest
 from filelock import FileLock
 
-from support import ENVIRONMENT, PARTS, ROOT, TINY, Outcome, Project
+from support import ENVIRONMENT, TINY, Outcome, Project, new_project
 
 
 @pytest.fixture(autouse=True)
@@ -68,14 +68,7 @@ def reproduced(tmp_path_factory):
 
 
 def reproduce(root):
-    project = Project(root)
-    for part in PARTS:
-        source, target = ROOT / part, project / part
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_dir():
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-        else:
-            shutil.copy(source, target)
+    project = new_project(root)
     project.set(TINY)
     project.run("git", "init", "--quiet", "--initial-branch=main")
     project.dvc("repro")

@@ -110,6 +110,18 @@ class Project:
         return Project(root)
 
 
+def new_project(root):
+    """A copy of this project in which nothing has run."""
+    for part in PARTS:
+        source, target = ROOT / part, root / part
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+        else:
+            shutil.copy(source, target)
+    return Project(root)
+
+
 class Outcome:
     """The exit code of a command, and what it printed."""
 

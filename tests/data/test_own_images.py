@@ -88,7 +88,8 @@ def only_image(raw, record):
 # Layouts
 
 
-def test_folders_are_classes_and_a_fifth_of_each_is_for_testing(own, raw, fetch):
+def test_folders_are_classes_and_a_fifth_of_each_is_for_testing(own, raw, fetch, monkeypatch):
+    monkeypatch.setattr(preparation, "AT_A_TIME", 7)
     for name, count, start in (("Vögel", 50, 0), ("cats", 20, 300), ("犬", 5, 400)):
         save(own / name, count, start)
     (own / "Vögel/deeper").mkdir()

@@ -1,22 +1,16 @@
 """DVC and a folder of pictures as the data set."""
 
-import shutil
-
 import numpy as np
 import pytest
 from PIL import Image
 
-from support import PARTS, ROOT, Project
+from support import new_project
 
 
 @pytest.fixture
 def fresh(tmp_path):
     """A project in which nothing has run, of which the download stage is needed, and a folder of pictures in it."""
-    project = Project(tmp_path / "project")
-    for part in PARTS:
-        target = project / part
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(ROOT / part, target) if (ROOT / part).is_dir() else shutil.copy(ROOT / part, target)
+    project = new_project(tmp_path / "project")
     project.run("git", "init", "--quiet")
     for number in range(20):
         folder = project / "Bilder" / ("cats", "dogs")[number % 2]
