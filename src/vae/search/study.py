@@ -41,6 +41,7 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"optuna\.")
 # comparable trials share a study; the searched parameters are not, since each trial has its own values of them.
 NOT_COMPARED = {
     *("data.source", "data.mirrors", "train.epochs", "train.device", "train.precision", "train.compile"),
+    *("train.nproc", "train.timeout"),
     *("search.n_trials", "search.workers", "search.pruner", "search.finalists"),
 }
 
