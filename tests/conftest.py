@@ -13,15 +13,13 @@ from support import ENVIRONMENT, TINY, Outcome, Project, new_project
 
 @pytest.fixture(autouse=True)
 def process_as_before():
-    """Restores environment variables, to which MLflow adds its store, and signal handlers, which commands set."""
+    """Restores environment variables, to which MLflow adds its store, and the handler of SIGTERM, set by commands."""
     os.environ.pop("MLFLOW_TRACKING_URI", None)  # of a fixture that tests share
-    environment = dict(os.environ)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    environment, on_termination = dict(os.environ), signal.getsignal(signal.SIGTERM)
     yield
     os.environ.clear()
     os.environ.update(environment)
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    signal.signal(signal.SIGTERM, on_termination)
 
 
 @pytest.fixture(scope="session", autouse=True)

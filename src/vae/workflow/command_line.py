@@ -1,6 +1,7 @@
 """Command lines: flags that override parameters, and one line for every error that a user can cause."""
 
 import argparse
+import atexit
 import difflib
 import io
 import os
@@ -68,9 +69,9 @@ def errors_in_one_line(interrupted: str) -> Iterator[None]:
         print(f"interrupted: {interruption if interruption.args else interrupted}", file=sys.stderr)
         sys.exit(130)
     finally:
-        # Python is about to end: a signal then ends it at once, where a handler would raise in some module's cleanup.
+        # When Python ends, a signal ends it at once; a handler would raise in the cleanup of some module.
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)
+            atexit.register(signal.signal, number, signal.SIG_DFL)
 
 
 def _message(error: BaseException) -> str | None:
