@@ -27,16 +27,15 @@ function start(explored) {
 
   const compare = makeComparison(explored);
   const showOnSliders = makeSliders(explored, (z, noise) => show(z, "Moved by hand", noise));
-  const describeImage = (n) => explored.describe(n);
   const path = makePath(explored, state, show);
   makeMap(explored, {
     onSelect(n) {
       const cost = explored.array("neg_elbo")[n].toFixed(1);
-      find("map-status").textContent = `${describeImage(n)}: −ELBO of ${cost} nats`;
-      show(explored.mean(n), describeImage(n));
+      find("map-status").textContent = `${explored.describe(n)}: −ELBO of ${cost} nats`;
+      show(explored.mean(n), explored.describe(n));
     },
     onPath(from, to) {
-      find("map-status").textContent = `${describeImage(from)}, to ${describeImage(to).replace("Test", "test")}`;
+      find("map-status").textContent = `${explored.describe(from)}, to ${explored.describe(to).replace("Test", "test")}`;
       path(explored.mean(from), explored.mean(to));
       show(explored.mean(from), "Start of the interpolation");
     },
@@ -49,7 +48,7 @@ function start(explored) {
   };
   makeClassButtons(explored, show);
   path(explored.mean(0), explored.mean(1));
-  show(explored.mean(0), describeImage(0));
+  show(explored.mean(0), explored.describe(0));
   makeDrawing(explored, {
     onDrawn(x) {
       state.x = x;
@@ -64,11 +63,10 @@ function makeClassButtons(explored, show) {
   if (!explored.labels) return;
   const classes = [...new Set(explored.labels)].sort((a, b) => a - b);
   const mean = (label) => explored.average(explored.ofClass(Number(label)));
-  const name = (label) => explored.className(Number(label));
+  const name = (label) => explored.className(label);
   const [one, ...three] = document.querySelectorAll("select");
-  for (const select of [one, ...three]) {
-    select.append(...classes.map((label) => element("option", { value: label }, name(label))));
-  }
+  const options = () => classes.map((value) => element("option", { value }, name(value)));
+  for (const select of [one, ...three]) select.append(...options());
   [8, 3, 1].forEach((label, i) => (three[i].value = classes.includes(label) ? label : classes[i % classes.length]));
   one.onchange = () => show(mean(one.value), `Mean of class ${name(one.value)}`);
   find("calculate").onclick = () => {

@@ -8,15 +8,10 @@ import { normals, randomFrom } from "./random.mjs";
 const SIDE = 280;
 const SAMPLES = 16; // of the posterior
 const NEAREST = 8;
-const HOW = {
-  none: "Its values stay as they are, as in the evaluation.",
-  threshold: "Pixels above one half become white, as in the evaluation.",
-};
+const AS_IT_IS = "Its values stay as they are, as in the evaluation.";
+const CUT = "Pixels above one half become white, as in the evaluation.";
 const BY_CHANCE = "Each pixel becomes white with the probability of its grey value, as in the evaluation, by fixed random numbers.";
-const UNITS = {
-  gaussian: " The price is that of a density of values from 0 to 1, and may be negative.",
-  grey: " The price is then a cross-entropy.",
-};
+const DENSITY = " The price is that of a density of values from 0 to 1, and may be negative.";
 
 /** The price of an input [D] to a model, with the same noise each time. */
 export function priceOf(model, x) {
@@ -25,15 +20,14 @@ export function priceOf(model, x) {
 
 /** Calls `onDrawn(x)` with the model's input, null where there is none, and `onExplore(mu, text)` with latents to show. */
 export function makeDrawing(explored, { onDrawn, onExplore }) {
-  const { model } = explored;
-  const { model: { shape } } = explored;
+  const { model, model: { shape } } = explored;
   const isDrawn = `${shape}` === "1,28,28";
   const thresholds = Float32Array.from({ length: model.inputDim }, randomFrom(2).uniform);
   let posterior = null;
   for (const [id, isShown] of [["ink-frame", isDrawn], ["clear", isDrawn], ["picture-label", !isDrawn]]) find(id).hidden = !isShown;
   find("draw-title").textContent = isDrawn ? "Draw an image" : "Price an image of your own";
-  const isGrey = explored.binarization === "none" && model.config.likelihood === "bernoulli";
-  const how = `${HOW[explored.binarization] ?? BY_CHANCE}${UNITS[isGrey ? "grey" : model.config.likelihood] ?? ""}`;
+  const treated = { none: AS_IT_IS, threshold: CUT }[explored.binarization] ?? BY_CHANCE;
+  const how = treated + (model.config.likelihood === "gaussian" ? DENSITY : "");
   find("draw-help").textContent = isDrawn
     ? "Draw with the mouse or a finger. Keys: Space puts the pen down and lifts it, arrows move it. The ink is scaled to 20 × 20 " +
       `pixels and centred by mass, as MNIST was. ${how}`
@@ -162,13 +156,11 @@ async function readPicture(file, [channels, height, width]) {
   context.fillStyle = "white"; // below what is transparent
   context.fillRect(0, 0, width, height);
   const scale = Math.max(width / bitmap.width, height / bitmap.height);
-  const size = [bitmap.width * scale, bitmap.height * scale];
-  context.drawImage(bitmap, (width - size[0]) / 2, (height - size[1]) / 2, ...size);
+  const [w, h] = [bitmap.width * scale, bitmap.height * scale];
+  context.drawImage(bitmap, (width - w) / 2, (height - h) / 2, w, h);
   const { data } = context.getImageData(0, 0, width, height);
-  const area = width * height;
-  const grey = (p) => Math.round(0.299 * data[4 * p] + 0.587 * data[4 * p + 1] + 0.114 * data[4 * p + 2]);
-  return Float32Array.from({ length: channels * area }, (_, i) => {
-    const [c, p] = [Math.floor(i / area), i % area];
-    return (channels === 3 ? data[4 * p + c] : grey(p)) / 255;
-  });
+  const grey = ([r, g, b]) => [Math.round(0.299 * r + 0.587 * g + 0.114 * b)];
+  const pixels = Array.from({ length: width * height }, (_, p) => data.subarray(4 * p, 4 * p + 3));
+  const [values, area] = [channels === 3 ? pixels : pixels.map(grey), pixels.length];
+  return Float32Array.from({ length: channels * area }, (_, i) => values[i % area][Math.floor(i / area)] / 255);
 }

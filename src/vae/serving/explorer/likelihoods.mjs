@@ -57,13 +57,9 @@ function discretizedLogistic(tensor, { likelihood_components: K }) {
       const level = Math.round(255 * value);
       const terms = mixture(output, d).map(({ weight, mean, scale }) => {
         const [lower, upper] = [-0.5, 0.5].map((side) => ((level + side) * LEVEL - mean) / scale);
-        const isInside = level > 0 && level < 255;
-        return (
-          Math.log(weight) -
-          (level < 255 ? softplus(-upper) : 0) -
-          (level > 0 ? softplus(lower) : 0) +
-          (isInside ? Math.log(-Math.expm1(-LEVEL / scale)) : 0)
-        );
+        const [isFirst, isLast] = [level <= 0, level >= 255];
+        const tails = (isFirst ? 0 : softplus(lower)) + (isLast ? 0 : softplus(-upper));
+        return Math.log(weight) - tails + (isFirst || isLast ? 0 : Math.log(-Math.expm1(-LEVEL / scale)));
       });
       const largest = Math.max(...terms);
       return -largest - Math.log(terms.reduce((sum, term) => sum + Math.exp(term - largest), 0));

@@ -16,9 +16,8 @@ export function makeMap(explored, { onSelect, onPath }) {
   const schedule = betweenFrames(draw);
   const tiles = element("canvas");
   const { model, labels } = explored;
-  const isInk = `${model.shape[0]}` === "1" && explored.binarization !== "none";
-  const longest = Math.max(...model.shape.slice(1));
-  const [tileHeight, tileWidth] = model.shape.slice(1).map((side) => Math.max(8, (TILE * side) / longest));
+  const isInk = model.shape[0] === 1 && explored.binarization !== "none";
+  const [tileHeight, tileWidth] = model.shape.slice(1).map((side, _, sides) => Math.max(8, (TILE * side) / Math.max(...sides)));
   const classes = new Set(labels).size; // none without labels
   const colourOf = (label) =>
     classes <= COLOURS.length ? COLOURS[label % COLOURS.length] : `hsl(${(360 * label) / classes} 65% ${label % 2 ? 42 : 58}%)`;

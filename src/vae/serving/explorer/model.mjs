@@ -111,7 +111,8 @@ export class VAE {
   }
 }
 
-const rows = (x, count) => Array.from({ length: count }, (_, n) => x.subarray((n * x.length) / count, ((n + 1) * x.length) / count));
+const rows = (x, count) =>
+  Array.from({ length: count }, (_, n) => x.subarray((n * x.length) / count, ((n + 1) * x.length) / count));
 
 export const total = (values) => values.reduce((a, b) => a + b, 0);
 

@@ -11,15 +11,11 @@ export function element(tag, properties = {}, ...children) {
 
 const heat = (v) => [255 * Math.min(1, 2 * v), 255 * v ** 1.5, 160 * Math.max(0, v - 0.7) + 40 * (1 - v), 255];
 
-const asTheyAre = (values) => [...(values.length === 3 ? values : Array(3).fill(mean(values))).map((v) => 255 * v), 255];
+const mean = (values) => values.reduce((a, b) => a + b) / values.length;
+const asItIs = (values) => [...(values.length === 3 ? values : Array(3).fill(mean(values))).map((v) => 255 * v), 255];
 
-const mean = (values) => values.reduce((a, b) => a + b, 0) / values.length;
-
-/**
- * Paint images [count, channels, height, width] side by side. `colour` maps a pixel's values to red, green, blue and
- * alpha, up to 255; without it, what is not in three colours is grey.
- */
-export function paint(canvas, values, [channels, height, width], colour = asTheyAre) {
+/** Paint images [count, channels, height, width] side by side; `colour` maps a pixel to red, green, blue and alpha, up to 255. */
+export function paint(canvas, values, [channels, height, width], colour = asItIs) {
   const area = height * width;
   const count = values.length / (channels * area);
   [canvas.width, canvas.height] = [width * count, height];
@@ -35,7 +31,7 @@ export function paint(canvas, values, [channels, height, width], colour = asThey
   return canvas;
 }
 
-/** Paint what each pixel of an image costs, of all its channels together; returns the largest cost. */
+/** Paint what each pixel of an image costs, all its channels together; returns the largest cost. */
 export function paintCost(canvas, values, shape) {
   const costs = new Float64Array(shape[1] * shape[2]);
   values.forEach((v, i) => (costs[i % costs.length] += v));
