@@ -110,7 +110,7 @@ restore: $(READY)  ## Bring a registered model's weights, params.yaml, dvc.lock 
 serve: $(READY)  ## Serve a model on http://127.0.0.1:5001: PORT= MODEL= (the champion), see docs/serving.md
 	@python -m vae.workflow.serve $(call flag,model,MODEL) $(call flag,port,PORT)
 
-score: $(READY)  ## Score images, by file: IMAGES=folder, or PNG, JPEG, IDX, .npy, .npz; MODEL=, FIT=1 for any size
+score: $(READY)  ## Score images, by file: IMAGES=folder, or a picture, IDX, .npy, .npz; MODEL=, FIT=1 for any size
 	@python -m vae.workflow.score $(call flag,model,MODEL) $(call switch,fit,FIT) $(if $(call given,IMAGES),-- $(call quoted,$(call given,IMAGES)))
 
 remote: $(READY)  ## Set where `dvc push` stores: URL=/folder, ssh://…, s3://… (ENDPOINT=http://…)

@@ -65,9 +65,7 @@ def train_and_evaluate(params: Params, record: Mapping[str, Any], raw: Path, out
     with tracked_training(params, record, raw, output / WEIGHTS, output / "history.csv") as training:
         test = load(raw, "test")
         targets = binarize_once(test.images, params.data.binarization).to(training.hardware.device)
-        result = evaluate(
-            training.model, targets, test.require_labels(), params.evaluate, seed=params.seed, progress=True
-        )
+        result = evaluate(training.model, targets, test.labels, params.evaluate, seed=params.seed, progress=True)
         metrics = result.metrics()
         print(describe(metrics, params))
         tests = {f"test/{name}": value for name, value in metrics.items()}

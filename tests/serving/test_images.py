@@ -15,7 +15,7 @@ from vae.serving.images import find_images, fit_digit
 
 @pytest.fixture(scope="module")
 def digits(bundled):
-    """Digits, uint8 [20, 28, 28]."""
+    """Digits, uint8 [20, 28, 28], of which an image to score is [1, 28, 28]."""
     return load(bundled[0], "test").images[:20].numpy().reshape(-1, 28, 28)
 
 
@@ -41,7 +41,7 @@ def written(folder, digits, kind):
 @pytest.mark.parametrize("kind", ["png", "idx", "idx.gz", "a.npy", "flat.npz"])
 def test_each_form_of_the_same_images_has_the_same_pixels(tmp_path, digits, kind):
     sources = find_images(written(tmp_path, digits, kind))
-    np.testing.assert_array_equal([source.read() for source in sources], digits)
+    np.testing.assert_array_equal([source.read() for source in sources], digits[:, None])
     assert len({source.name for source in sources}) == len(digits)
     assert sources[3].name == ("below/03.PNG" if kind == "png" else f"{kind}[3]")
 
@@ -123,7 +123,7 @@ def test_a_picture_is_read_as_a_viewer_shows_it(tmp_path, digits, kind):
     picture, options = kind(digits[0])
     picture.save(tmp_path / "x.png", **options)
     (source,) = find_images(tmp_path)
-    np.testing.assert_array_equal(source.read(), digits[0])
+    np.testing.assert_array_equal(source.read(), digits[:1])
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_pixels_of_an_array_are_from_0_to_1_unless_uint8_or_above_1(tmp_path, dt
     ("array", "words"),
     [
         (np.zeros((3, 100)), ["(3, 100)"]),
-        (np.zeros((0, 784)), ["(0, 28, 28)"]),
+        (np.zeros((0, 784)), ["no images"]),
         (np.full((1, 784), np.nan), ["nan"]),
         (np.full((1, 784), 300), ["300", "0 to 255"]),
         (np.array([["a"] * 784]), ["<U1"]),
@@ -168,3 +168,28 @@ def test_a_path_without_images_is_named(tmp_path, name):
         (tmp_path / file).write_text("no images")
     with pytest.raises(DataError, match=name):
         find_images(tmp_path / name)
+
+
+COLOURS = (np.random.default_rng(0).random((5, 6, 9, 3)) * 255).astype(np.uint8)  # [N, H, W, C]
+
+
+@pytest.mark.parametrize(
+    "form", [COLOURS, COLOURS / 255, COLOURS.transpose(0, 3, 1, 2), COLOURS.transpose(0, 3, 1, 2).reshape(5, -1)]
+)
+def test_colour_images_are_read_from_every_form_of_an_array(tmp_path, form):
+    np.save(tmp_path / "x.npy", form)
+    found = [source.read() for source in find_images(tmp_path / "x.npy", (3, 6, 9))]
+    np.testing.assert_array_equal(found, COLOURS.transpose(0, 3, 1, 2))
+
+
+def test_colour_pictures_must_have_the_models_size_or_are_scaled_to_cover_it(tmp_path):
+    Image.fromarray(COLOURS[0]).save(tmp_path / "a.png")
+    Image.fromarray(np.kron(COLOURS[1], np.ones((4, 4, 1), np.uint8))).save(tmp_path / "b.webp", lossless=True)
+    Image.fromarray(COLOURS[2]).convert("L").save(tmp_path / "c.png")
+    same, large, grey = find_images(tmp_path, (3, 6, 9))
+    np.testing.assert_array_equal(same.read(), COLOURS[0].transpose(2, 0, 1))
+    with pytest.raises(DataError, match=r"it is 36×24, allowed is 9×6 \(FIT=1 fits it\)"):
+        large.read()
+    assert (np.ptp(grey.read(), axis=0) == 0).all()
+    _, fitted, _ = find_images(tmp_path, (3, 6, 9), fit=True)
+    np.testing.assert_allclose(fitted.read().astype(int), COLOURS[1].transpose(2, 0, 1), atol=60)  # it is smoothed

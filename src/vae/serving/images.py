@@ -1,4 +1,4 @@
-"""Images to score: PNG and JPEG files, IDX files, and NumPy arrays, as uint8 [28, 28] with white ink on black."""
+"""Images to score: pictures, IDX files, and NumPy arrays, as uint8 [C, H, W] of the model's shape."""
 
 import zipfile
 import zlib
@@ -10,67 +10,64 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image
 
 from vae.data.datasets import gunzip, parse_idx
+from vae.data.pictures import SUFFIXES, Pixels, Shape, as_pictures, read_pixels, read_shape
 from vae.errors import DataError, one_line
 
-PICTURES = {".png", ".jpg", ".jpeg"}
+MNIST = (1, 28, 28)
 SIDE, BOX = 28, 20  # of an image, and of the digit in it
 INK = 20  # darker pixels are background when a digit is cut out: JPEG leaves some around it
-
-Pixels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class Source:
-    """An image by its name. `read` returns it, uint8 [28, 28]; it raises DataError where it can't be used."""
+    """An image by its name. `read` returns it, uint8 [C, H, W]; it raises DataError where it can't be used."""
 
     name: str
     read: Callable[[], Pixels]
 
 
-def find_images(path: Path, *, fit: bool = False) -> list[Source]:
-    """The images in a folder (of PNG and JPEG files, also in its subfolders) or a file (those, IDX, .npy or .npz).
+def find_images(path: Path, shape: Shape = MNIST, *, fit: bool = False) -> list[Source]:
+    """The images in a folder (of pictures, also in its subfolders) or a file (a picture, IDX, .npy or .npz).
 
-    Images of another size than 28×28 are refused when they are read; with `fit`, all are fitted as MNIST's digits were.
-    Raises DataError where there are none, or the file can't be read.
+    Images of another size than the model's `shape` are refused when they are read. With `fit`, all are fitted: to grey
+    28×28 as MNIST's digits were, to other shapes as the images of a folder are, scaled to cover them. Raises DataError
+    where there are none, or the file can't be read.
     """
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURES)
-        sources = [Source(str(file.relative_to(path)), partial(_picture, file, fit)) for file in files]
-    elif path.suffix.lower() in PICTURES:
-        sources = [Source(path.name, partial(_picture, path, fit))]
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+        sources = [Source(str(file.relative_to(path)), partial(_read, file, shape, fit)) for file in files]
+    elif path.suffix.lower() in SUFFIXES:
+        sources = [Source(path.name, partial(_read, path, shape, fit))]
     else:
-        array = _array(path)
-        sources = [Source(f"{path.name}[{row}]", partial(_sized, image, fit)) for row, image in enumerate(array)]
+        array = _array(path, shape)
+        sources = [Source(f"{path.name}[{row}]", partial(_read, image, shape, fit)) for row, image in enumerate(array)]
     if not sources:
-        raise DataError(f"{path} has no images: allowed are PNG and JPEG files, IDX, .npy and .npz")
+        raise DataError(f"{path} has no images: allowed are pictures ({', '.join(SUFFIXES)}), IDX, .npy and .npz")
     return sources
 
 
-def _picture(path: Path, fit: bool) -> Pixels:
+def _read(picture: Path | Pixels, shape: Shape, fit: bool) -> Pixels:
+    is_digit = fit and shape == MNIST
     try:
-        with Image.open(path) as picture:
-            grey = np.asarray(_grey(picture))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"it can't be read ({one_line(error)})") from None
-    return _sized(grey, fit)
+        _, height, width = read_shape(picture)
+        pixels = read_pixels(picture, (1, height, width) if is_digit else shape)
+    except DataError as error:
+        raise DataError(f"it can't be read ({error})") from None
+    if is_digit:
+        return fit_digit(pixels[0])[None]
+    if not fit and (height, width) != shape[1:]:
+        raise DataError(f"it is {width}×{height}, allowed is {shape[2]}×{shape[1]} (FIT=1 fits it)")
+    return pixels
 
 
-def _grey(picture: Image.Image) -> Image.Image:
-    """A picture in 8 bit, turned as a viewer shows it. What is transparent becomes white."""
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode == "I;16":  # Pillow cuts values off at 255
-        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-    if picture.has_transparency_data:
-        white = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(white, picture.convert("RGBA"))
-    return picture.convert("L")
+def _array(path: Path, shape: Shape) -> Pixels:
+    """The images of an IDX file (also gzipped), a .npy, or the first array of a .npz: uint8 [N, H, W] or [N, H, W, C].
 
-
-def _array(path: Path) -> Pixels:
-    """The images of an IDX file (also gzipped), a .npy, or the first array of a .npz: uint8 [N, height, width]."""
+    Rows of D values are images with the channels first.
+    """
     try:
         content: Any = np.load(path) if path.suffix in (".npy", ".npz") else path.read_bytes()
         if path.suffix == ".npz":
@@ -80,25 +77,9 @@ def _array(path: Path) -> Pixels:
     if isinstance(content, bytes):
         content = parse_idx(gunzip(content, str(path)) if content[:2] == b"\x1f\x8b" else content, str(path))
     array: npt.NDArray[Any] = content
-    if array.ndim == 2 and array.shape[1] == SIDE * SIDE:
-        array = array.reshape(-1, SIDE, SIDE)
-    if array.ndim != 3 or array.dtype.kind not in "uifb" or not array.size:
-        raise DataError(f"{path} holds {array.dtype} {array.shape}, allowed are numbers (N, 784) and (N, 28, 28)")
-    low, high = array.min(), array.max()
-    if not 0 <= low <= high <= 255:  # false for NaN, too
-        raise DataError(f"{path}: pixels are from {low:g} to {high:g}, allowed are 0 to 1 and 0 to 255")
-    scale = np.float32(255 if high <= 1 and array.dtype != np.uint8 else 1)  # not an int: int8 has no 255
-    pixels: Pixels = np.rint(array * scale).astype(np.uint8)
-    return pixels
-
-
-def _sized(image: Pixels, fit: bool) -> Pixels:
-    if fit:
-        return fit_digit(image)
-    if image.shape != (SIDE, SIDE):
-        height, width = image.shape
-        raise DataError(f"it is {width}×{height}, allowed is {SIDE}×{SIDE} (FIT=1 fits it)")
-    return image
+    if array.ndim == 2 and array.shape[1] == np.prod(shape):
+        array = array.reshape(-1, *shape).transpose(0, 2, 3, 1)
+    return as_pictures(array, str(path))
 
 
 def fit_digit(image: Pixels) -> Pixels:

@@ -37,11 +37,10 @@ def check_nll(params: Params, size: AISParams) -> None:
     """
     device = resolve(params.train).device
     model, dataset = load_model(params, device), read_dataset()
-    images, labels = some_test_images(params, size.images)
-    targets = images.to(device)
+    targets = some_test_images(params, size.images).to(device)
     generator = torch.Generator(device).manual_seed(params.seed)
     ais = AIS(model, generator, size.chains, size.temperatures, progress=True)
-    weighted = evaluate(model, targets, labels, params.evaluate, seed=params.seed).images["nll"].to_numpy()
+    weighted = evaluate(model, targets, None, params.evaluate, seed=params.seed).images["nll"].to_numpy()
     print(f"{len(targets)} test images, {size.chains} chains each, {size.temperatures:,} temperatures")
     nll = ais.nll(to_float(targets)).cpu().numpy()
     difference = paired_difference(nll, weighted)

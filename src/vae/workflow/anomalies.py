@@ -24,7 +24,7 @@ def compare_scores(params: Params) -> pd.DataFrame:
     """The AUROC of each score for each kind of anomaly: altered test images, and the other data sets' if available."""
     device = resolve(params.train).device
     model = load_model(params, device)
-    images, _ = some_test_images(params, 2 * IMAGES)
+    images = some_test_images(params, 2 * IMAGES)
     normal, others = images[::2], images[1::2]
     kinds = altered_images(others, model.image_shape, seed=params.seed)
     kinds |= {

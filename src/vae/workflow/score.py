@@ -16,6 +16,7 @@ from vae.files import fingerprint, project_root, write_atomically
 from vae.plots.figure import save
 from vae.plots.image_grids import lowest_and_highest
 from vae.progress import Progress
+from vae.serving.artifacts import image_shape
 from vae.serving.images import Source, find_images
 from vae.serving.lookup import model_folder
 from vae.serving.pyfunc import MAX_DECODED
@@ -31,7 +32,8 @@ def score(images: Path, model: str | None, fit: bool) -> None:
 
     An interrupted scoring of the same images with the same weights is resumed.
     """
-    sources, folder = find_images(images, fit=fit), model_folder(model)
+    folder = model_folder(model)
+    sources = find_images(images, image_shape(folder), fit=fit)
     saved = project_root() / ".ckpt" / "score" / f"{fingerprint(fit, [images, folder / 'artifacts'])}.csv"
     table = _scores(sources, folder, saved)
     path = FOLDER / f"{images.absolute().name}.csv"
@@ -43,7 +45,7 @@ def score(images: Path, model: str | None, fit: bool) -> None:
     if scored.empty:
         raise DataError(f"none of the {len(table):,} images in {images} can be scored")
     shown = np.concatenate([table["nll"].nsmallest(SHOWN).index, table["nll"].nlargest(SHOWN).index]).reshape(2, -1)
-    pixels = np.stack([[sources[row].read().reshape(-1) / 255 for row in rows] for rows in shown])
+    pixels = np.stack([[sources[row].read() / 255 for row in rows] for rows in shown])
     figure = save(lowest_and_highest(pixels, table["nll"].to_numpy()[shown]), path.with_suffix(".png"), dpi=110)
     means = f"mean −ELBO {scored['neg_elbo'].mean():.2f}, NLL {scored['nll'].mean():.2f} nats"
     print(f"{len(scored):,} of {len(table):,} images: {means}\n{path}, {figure}")
@@ -92,7 +94,9 @@ def _score_chunk(model: Any, sources: Sequence[Source]) -> pd.DataFrame:
             errors[row] = str(error)
     table = pd.DataFrame({"file": [source.name for source in sources]})
     if pixels:
-        table = table.join(model.predict(np.stack(pixels), params={"task": "score"}).set_index(pd.Index(rows)))
+        table = table.join(
+            model.predict(np.stack(pixels).reshape(len(pixels), -1), params={"task": "score"}).set_index(pd.Index(rows))
+        )
     columns = ["file", "neg_elbo", "nll", "percentile", "error"]
     return table.reindex(columns=columns).assign(error=pd.Series(errors, dtype=object))
 
@@ -104,7 +108,7 @@ def _csv(table: pd.DataFrame) -> str:
 if __name__ == "__main__":
     with errors_in_one_line(RESUMED):
         parser = ArgumentParser(__doc__)
-        parser.add_argument("images", type=Path, help="a folder of PNG and JPEG files, or such a file, IDX, .npy, .npz")
+        parser.add_argument("images", type=Path, help="a folder of pictures, or a picture, IDX, .npy, .npz")
         parser.add_argument("--model", help="such as vae-mnist@champion (the default), vae-mnist/3, runs:/ID/vae")
-        parser.add_argument("--fit", action="store_true", help="fit images of any size as MNIST's digits were")
+        parser.add_argument("--fit", action="store_true", help="fit images of any size to the model's")
         score(**vars(parser.parse_args()))

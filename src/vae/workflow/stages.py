@@ -63,16 +63,16 @@ def read_dataset(path: Path = DATASET) -> dict[str, Any]:
         raise DataError(f"{path} can't be read ({error}): `dvc repro -f download` writes it") from None
 
 
-def some_test_images(params: Params, count: int) -> tuple[Tensor, Tensor]:
-    """`count` test images, evenly spaced, binarized as in the evaluation, and their labels.
+def some_test_images(params: Params, count: int) -> Tensor:
+    """`count` test images, evenly spaced, binarized as in the evaluation.
 
     Raises ConfigError where the model is conditional: what takes these images, gives it no labels.
     """
     if params.model.conditional:
         raise ConfigError("model.conditional is true, allowed here is false: the model is given no labels")
-    test = load(RAW, "test")
-    chosen = torch.arange(min(count, len(test))) * len(test) // min(count, len(test))
-    return binarize_once(test.images, params.data.binarization)[chosen], test.require_labels()[chosen]
+    images = load(RAW, "test").images
+    chosen = torch.arange(min(count, len(images))) * len(images) // min(count, len(images))
+    return binarize_once(images, params.data.binarization)[chosen]
 
 
 def checkpoint_folder(stage: str, params: Params, hardware: Hardware) -> Path:
