@@ -11,7 +11,7 @@ from vae.data.datasets import load
 from vae.device import Hardware
 from vae.evaluation.likelihood import Evaluation
 from vae.files import sha256, write_atomically
-from vae.plots.latents import tsne
+from vae.plots.latents import has_tsne, tsne
 from vae.serving.explorer.build import explorer_page
 from vae.workflow.command_line import run_stage
 from vae.workflow.stages import (
@@ -34,7 +34,7 @@ def main(params: Params) -> None:
     result = Evaluation(*read_evaluation())
     metrics = read_output(METRICS / "evaluation.json", lambda path: json.loads(path.read_text()))
     tracking.connect()
-    print(f"making the latent explorer{', with a t-SNE of the latents' if result.mu.shape[1] > 2 else ''}")
+    print(f"making the latent explorer{', with a t-SNE of the latents' if has_tsne(result.mu) else ''}")
     dataset = read_dataset()
     page = explorer_page(model, images, result, metrics, params, tsne(result.mu), dataset["classes"])
     write_atomically(EXPLORER, page)

@@ -54,20 +54,23 @@ def latent_space(
     return figure
 
 
-def tsne(mu: Array) -> Array | None:
-    """The t-SNE embedding [n, 2] of the first 2,000 posterior means [N, L]: equal means give equal points in 10 s.
+def has_tsne(mu: Array) -> bool:
+    """Whether `tsne` embeds these posterior means [N, L].
 
-    There is none of two dimensions, and none of equal points or very few: scikit-learn ends the process, or raises an
-    error.
+    Not two dimensions, and not equal points or very few: scikit-learn ends the process, or raises an error.
     """
-    mu = mu[:EMBEDDED]
-    if mu.shape[1] <= 2 or len(mu) <= 100 or mu.std(0).max() <= 1e-6:
+    return mu.shape[1] > 2 and len(mu) > 100 and bool(mu[:EMBEDDED].std(0).max() > 1e-6)
+
+
+def tsne(mu: Array) -> Array | None:
+    """The t-SNE embedding [n, 2] of the first 2,000 posterior means [N, L]: equal means give equal points in 10 s."""
+    if not has_tsne(mu):
         return None
     from sklearn.manifold import TSNE  # imported here: it takes a second
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1):  # threads would add up in another order each time
-        points: Array = TSNE(init="pca", random_state=0).fit_transform(mu)
+        points: Array = TSNE(init="pca", random_state=0).fit_transform(mu[:EMBEDDED])
     return points
 
 

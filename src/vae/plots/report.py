@@ -42,7 +42,7 @@ def save_figures(
     `epochs` is the training history, one row per epoch. `classes` are the names of labels. Without labels, the figures
     show test images in their order.
     """
-    print(f"plotting the figures{', with a t-SNE of the latents' if result.mu.shape[1] > 2 else ''}")
+    print(f"plotting the figures{', with a t-SNE of the latents' if latents.has_tsne(result.mu) else ''}")
     if test.labels is None:
         print("left out: classes, as the images have no labels")
     figures = plot_all(model, train, test, result, epochs, params, classes)
