@@ -83,7 +83,7 @@ def test_the_model_is_registered_served_and_scores_pictures(own):
     project.run("git", "add", "--all")
     project.run("git", "commit", "--quiet", "--message=Own images")
     registered = project.run(sys.executable, "-m", "vae.workflow.registry", "register")
-    assert "vae-my pictures" in registered
+    assert registered.startswith("vae-my-pictures version 1")
     pictures = sorted((project / "my pictures").rglob("*.png"))[:3]
     images = np.stack([np.asarray(Image.open(path).convert("RGB" if labelled else "L")) for path in pictures])
     flat = images.transpose(0, 3, 1, 2).reshape(3, -1) if labelled else images.reshape(3, -1)
