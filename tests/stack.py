@@ -1,23 +1,49 @@
 """The servers that a team shares, as processes on loopback: PostgreSQL, an S3 store, MLflow, and an SSH server."""
 
+import getpass
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
 import pytest
+import requests
 
 from mlflow_server import free_port
 from support import ENVIRONMENT, ROOT
 
 PATIENCE = 120  # seconds
+# One node with two cores. It kills by SIGTERM first, and by SIGKILL ten seconds later.
+SLURM = """
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmUser={user}
+SlurmdUser={user}
+SlurmctldPort={ports[0]}
+SlurmdPort={ports[1]}
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket
+StateSaveLocation={folder}
+SlurmdSpoolDir={folder}
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+KillWait=10
+NodeName={host} NodeAddr=127.0.0.1 CPUs=2
+PartitionName=main Nodes=ALL Default=YES
+"""
 
 
 def wait_for(is_there, what, patience=PATIENCE):
@@ -132,8 +158,8 @@ def ssh(folder):
 
 
 @contextmanager
-def mlflow(postgres, s3_url, passwords):
-    """The URL of MLflow's server as stack/compose.yaml starts it, with PostgreSQL, S3, and a user for each password."""
+def mlflow(postgres, s3_url, passwords, users):
+    """The URL of MLflow's server as stack/compose.yaml starts it, with PostgreSQL and S3, and with users."""
     pytest.importorskip("flask_wtf", reason="mlflow[auth] is not installed: pip install -e '.[stack]'")
     database = {"PGHOST": "127.0.0.1", "PGPORT": str(postgres.port)}
     superuser = {"POSTGRES_USER": "postgres", "PGPASSWORD": "hunter2"}
@@ -148,4 +174,33 @@ def mlflow(postgres, s3_url, passwords):
     }
     command = ["sh", ROOT / "stack/mlflow.sh", "--host=127.0.0.1", f"--port={port}", "--workers=1"]
     with process(*command, until=lambda: answers(f"{url}/health"), what="MLflow server", env=environment):
+        for name in users:
+            user = {"username": name, "password": passwords[name]}
+            admin = ("admin", passwords["admin"])
+            requests.post(f"{url}/api/2.0/mlflow/users/create", json=user, auth=admin).raise_for_status()
         yield url
+
+
+@contextmanager
+def slurm(folder):
+    """The environment of a Slurm cluster that is this machine, with its state in `folder`."""
+    if not (shutil.which("slurmctld") and shutil.which("munged")):
+        pytest.skip("Slurm is not installed (Debian, Ubuntu: apt install slurm-wlm munge)")
+    host, ports = socket.gethostname().split(".")[0], (free_port(), free_port())
+    settings = SLURM.format(host=host, user=getpass.getuser(), ports=ports, folder=folder)
+    (folder / "slurm.conf").write_text(settings)
+    (folder / "key").write_bytes(os.urandom(1024))
+    (folder / "key").chmod(0o600)
+    environment = {"SLURM_CONF": str(folder / "slurm.conf")}
+    munge = ["munged", "--foreground", "--force", f"--key-file={folder / 'key'}", f"--socket={folder / 'munge.socket'}"]
+    munge += [f"--{name}-file={folder / name}" for name in ("pid", "seed", "log")]
+    ask = {"capture_output": True, "text": True, "env": ENVIRONMENT | environment}
+    with ExitStack() as daemons:
+
+        def start(*command, until):
+            daemons.enter_context(process(*command, until=until, what=command[0], env=ENVIRONMENT | environment))
+
+        start(*munge, until=(folder / "munge.socket").exists)
+        start("slurmctld", "-D", until=lambda: "UP" in subprocess.run(["scontrol", "ping"], **ask).stdout)
+        start("slurmd", "-D", until=lambda: "idle" in subprocess.run(["sinfo", "--noheader"], **ask).stdout)
+        yield environment

@@ -122,7 +122,13 @@ def register(
             model_id = outputs.model_outputs[-1].model_id
             checksums = {CHECKSUMS: "\n".join(f"{sha256(path)}  {path}" for path in files)}
             new = client.create_model_version(
-                name, f"models:/{model_id}", run_id, {**tags, **checksums}, description=description, model_id=model_id
+                name,
+                f"models:/{model_id}",
+                run_id,
+                {**tags, **checksums},
+                description=description,
+                await_creation_for=0,  # it is ready at once, and waiting prints a line
+                model_id=model_id,
             )
             if str(new.version) != same()[0]:  # another machine has registered it on the server meanwhile
                 client.delete_model_version(name, str(new.version))
