@@ -20,7 +20,7 @@ from support import ENVIRONMENT, stage_process
 from vae import tracking
 from vae.errors import TrackingError
 from vae.tracking.run import unsynced
-from vae.tracking.store import store_id
+from vae.tracking.store import experiment_id, store_id
 
 SECRET = "s3cret"
 client = tracking.mlflow.MlflowClient
@@ -271,3 +271,12 @@ def test_a_server_that_is_killed_and_started_again_gets_everything_once(tmp_path
         "MLflow refuses worse|name",
         "not tracked in MLflow for now",
     ]
+
+
+def test_an_experiment_that_another_machine_creates_meanwhile_is_used(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tracking.connect()
+    find, not_yet = tracking.mlflow.get_experiment_by_name, iter([None])
+    monkeypatch.setattr(tracking.mlflow, "get_experiment_by_name", lambda name: next(not_yet, find(name)))
+    assert experiment_id("vae-mnist") == find("vae-mnist").experiment_id
+    assert next(not_yet, "asked") == "asked"

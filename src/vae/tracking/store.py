@@ -124,10 +124,16 @@ def experiment_id(name: str) -> str:
 
 
 def _find_or_create(name: str, artifacts: str | None = None) -> str:
-    experiment = mlflow.get_experiment_by_name(name)
+    if experiment := mlflow.get_experiment_by_name(name):
+        return str(experiment.experiment_id)
     # The tag makes the UI show training runs first.
     kind = {"mlflow.experimentKind": "custom_model_development"}
-    return str(experiment.experiment_id if experiment else mlflow.create_experiment(name, artifacts, kind))
+    try:
+        return str(mlflow.create_experiment(name, artifacts, kind))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS" or not (found := mlflow.get_experiment_by_name(name)):
+            raise
+        return str(found.experiment_id)  # another machine has created it on the server meanwhile
 
 
 def _move_artifacts(file: Path, here: str) -> None:
