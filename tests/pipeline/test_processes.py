@@ -2,14 +2,17 @@
 
 import json
 import os
+import shutil
 import signal
+import subprocess
 import sys
 import time
 
 import psutil
 import pytest
 
-from support import Project
+import stack
+from support import ENVIRONMENT, ROOT, Project
 
 pytestmark = pytest.mark.slow
 TRAIN = [sys.executable, "pipeline/train.py"]
@@ -78,3 +81,17 @@ def test_an_evaluation_by_several_processes_is_that_of_one(project):
     project.set({"train.nproc": 3})
     project.run(*command)
     assert [(project / "metrics" / name).read_bytes() for name in metrics] == alone
+
+
+def test_a_training_on_a_cluster(project, tmp_path):
+    shutil.copytree(ROOT / "slurm", project / "slurm")
+    (project / ".venv/bin").mkdir(parents=True)
+    (project / ".venv/bin/activate").touch()  # the suite's environment has the programs
+    project.set({"seed": 1})
+    with stack.slurm(tmp_path) as cluster:
+        submit = ["sbatch", "--wait", "--cpus-per-task=1", "slurm/train.sbatch"]
+        job = subprocess.run(submit, cwd=project.root, env=ENVIRONMENT | cluster | {"NPROC": "2"}, check=False)
+    (output,) = project.root.glob("slurm-*.out")
+    assert job.returncode == 0, output.read_text()
+    assert output.read_text().count("best epoch") == 1
+    assert (project / "models/run.json").stat().st_mtime > (project / "params.yaml").stat().st_mtime
