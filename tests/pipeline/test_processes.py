@@ -49,15 +49,15 @@ def test_dvc_repro_with_two_processes_and_a_kill(project, tmp_path, runs_of):
 
 
 def test_a_process_that_hangs_ends_in_an_error(project: Project):
-    project.set({"train.epochs": 4000, "train.nproc": 2, "train.timeout": 8.0})
+    project.set({"train.epochs": 4000, "train.nproc": 2, "train.timeout": 20.0})
     stage = project.start(*TRAIN, until="epoch   3/4000")
     _, second = workers(stage)
     second.suspend()
     started = time.monotonic()
     _, errors = stage.communicate(timeout=240)
-    assert time.monotonic() - started > 7
+    assert time.monotonic() - started > 19
     assert stage.returncode == 1
-    assert "error: process 0 of 2 lost the others: one has ended, or did not answer for 8 s (train.timeout)\n" in errors
+    assert "error: process 0 of 2 lost the others: one has ended, or did not answer for 20 s (train.timeout)\n" in errors
     assert "Traceback" not in errors
 
 
