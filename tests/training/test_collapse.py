@@ -12,10 +12,12 @@ from vae.models.vae import VAE
 from vae.training.loop import fit
 
 pytestmark = pytest.mark.slow
-SMALL = {"model.latent_dim": 10, "model.prior_components": 50, "train.batch_size": 16, "train.epochs": 5}
-SMALL_CONV = SMALL | {"model.hidden_dims": (4, 8, 8), "model.dense_dims": (32, 32)}
+SMALL = {"model.latent_dim": 10, "model.prior_width": 16, "train.batch_size": 16, "train.epochs": 5}
+# The part of a recipe in which latents can collapse.
+ELBO_ONLY = {"train.objective": "elbo", "train.elbo_epochs": 0, "train.doubly_reparameterized": False}
+SMALL_CONV = SMALL | ELBO_ONLY | {"model.hidden_dims": (4, 8, 8), "model.dense_dims": (32, 32)}
 RECIPES = {
-    "defaults": SMALL | {"model.hidden_dims": (64, 64), "model.prior_width": 16},
+    "defaults": SMALL | {"model.hidden_dims": (64, 64)},
     "conv": CONV | SMALL_CONV,
     "ladder": LADDER | SMALL_CONV,
 }
