@@ -71,6 +71,12 @@ def test_labels_are_those_of_the_images_one_by_one(model):
         torch.testing.assert_close(model.reconstruct(x[[index]], label)[0], model.reconstruct(x, labels)[index])
 
 
+def test_a_latent_alone_is_decoded_as_in_a_batch(model):
+    z = torch.randn(2, 3)
+    for label in (2, torch.tensor(2)):
+        torch.testing.assert_close(model.images(z[0], label), model.images(z, 2)[0])
+
+
 def test_samples_are_of_one_class_of_given_classes_or_of_each_in_turn(model):
     in_turn, of_two = (
         model.sample(8, torch.Generator().manual_seed(1), labels=labels) for labels in (None, torch.full((8,), 2))

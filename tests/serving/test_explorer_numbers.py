@@ -45,7 +45,16 @@ KINDS = {
     | LOGISTIC
     | {"image_shape": (3, 7, 11), "lower_latent_dims": (2, 1)}
     | PRIORS["vampprior"],
+    **{
+        f"conditional {name}": part | {"conditional": True}
+        for name, part in {
+            "mlp": MLP | PRIORS["realnvp"],
+            "mlp skip ladder": MLP | {"decoder_skip": True, "lower_latent_dims": (2,)} | PRIORS["mixture"],
+            "conv": CONV | LOGISTIC | {"image_shape": (3, 5, 6), "dense_dims": (12,)},
+        }.items()
+    },
 }
+LABEL, CLASSES = 2, 4
 BATCH, SAMPLES = 5, 6
 
 PROGRAM = """
@@ -55,6 +64,7 @@ import { VAE, between } from "FOLDER/model.mjs";
 
 const model = new VAE(readTensors(new Uint8Array(readFileSync(process.argv[2]))));
 const given = JSON.parse(readFileSync(0));
+model.label = given.label[0];
 const list = (object) => Object.fromEntries(Object.entries(object).map(([k, v]) => [k, v.length ? [...v] : v]));
 const [x, z, noise] = [given.x, given.z, given.noise].map((values) => Float32Array.from(values));
 const images = z.length / model.latentDim;
@@ -85,7 +95,7 @@ def model_of(kind):
     """A model with weights that fp16 has, far from how they are initialized."""
     params = dict(KINDS[kind])
     image_shape = params.pop("image_shape", (1, 28, 28))
-    model = VAE.from_params(ModelParams(**params), 0, image_shape=image_shape)
+    model = VAE.from_params(ModelParams(**params), 0, image_shape=image_shape, classes=CLASSES)
     with torch.no_grad():
         for index, parameter in enumerate(model.parameters()):
             parameter.add_(0.1 * normals(*parameter.shape, seed=100 + index))
@@ -95,9 +105,8 @@ def model_of(kind):
 
 def in_node(model, folder, **given):
     """What the page's code computes of these inputs."""
-    config = json.dumps({"image_shape": model.image_shape, **model.params.model_dump(mode="json")})
     weights = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}
-    (folder / "model.safetensors").write_bytes(save(weights, metadata={"vae": config}))
+    (folder / "model.safetensors").write_bytes(save(weights, metadata={"vae": json.dumps(model.config)}))
     (folder / "program.mjs").write_text(PROGRAM.replace("FOLDER", FOLDER.as_uri()))
     done = subprocess.run(
         ["node", "program.mjs", "model.safetensors"],
@@ -135,19 +144,19 @@ def test_the_page_computes_what_torch_computes(kind, tmp_path):
     noise = normals(1, SAMPLES, model.noise_dim, seed=3)
     layer_noise = [normals(BATCH, layer.noise_dim, seed=4) for layer in model.hierarchy]
     drawn = normals(model.noise_dim, seed=5)
-    numbers = {"normals": drawn, "uniform": 0.4}
+    numbers = {"normals": drawn, "uniform": 0.4, "label": LABEL}
     flat = torch.cat([part.flatten() for part in layer_noise]) if layer_noise else []
     found = in_node(model, tmp_path, x=x, z=z, noise=noise, layerNoise=flat, **numbers)
 
     def equal(name, expected, places=2e-5):
         assert np.array(found[name]) == pytest.approx(expected.flatten().numpy(), abs=places, rel=places), name
 
-    posterior, terms = model.encode(x), model(x[:1], noise)
+    posterior, terms = model.encode(x, LABEL), model(x[:1], noise, labels=LABEL)
     equal("mu", posterior.mu)
     equal("logvar", posterior.logvar)
-    equal("output", model.decode(z))
-    equal("sampled", model.likelihood.mean(model.decode(z, top_down=TopDown(layer_noise))))
-    equal("rebuilt", model.reconstruct(x[:1]))
+    equal("output", model.decode(z, LABEL))
+    equal("sampled", model.likelihood.mean(model.decode(z, LABEL, top_down=TopDown(layer_noise))))
+    equal("rebuilt", model.reconstruct(x[:1], LABEL))
     equal("density", model.prior.log_density(z))
     equal("drawn", sample_by_torch(model.prior, drawn[:latents], 0.4), 1e-4)
     equal("line", torch.lerp(z[0], z[1], 0.3))

@@ -297,6 +297,84 @@ def test_a_second_model_is_shown_beside_the_first(page, explored, tmp_path, kind
     assert price == pytest.approx((terms.nll.mean() + terms.kl.sum()).item(), abs=0.06)
 
 
+@pytest.fixture(scope="module")
+def conditional(explored, tmp_path_factory):
+    """A conditional model whose images depend on the class, and its page."""
+    params = ModelParams(hidden_dims=(32,), latent_dim=4, prior="standard", conditional=True)
+    model = VAE.from_params(params, 2, classes=10).eval()
+    model.encoder.head.weight.data *= 8  # so that latents are active
+    model.label_images.data = 0.3 * torch.randn(model.label_images.shape, generator=torch.Generator().manual_seed(0))
+    model.load_state_dict({name: tensor.half().float() for name, tensor in model.state_dict().items()})
+    path = tmp_path_factory.mktemp("conditional") / "index.html"
+    save_explorer(model, explored[1], path, num_samples=200, classes=[f"digit {label}" for label in range(10)])
+    return model, path
+
+
+@torch.no_grad()
+def test_the_page_of_a_conditional_model_decodes_and_prices_as_the_chosen_class(opened, conditional):
+    model, path = conditional
+    arrays = tensors_of(path)
+    means, labels = arrays["explorer.means"].float(), arrays["explorer.labels"].tolist()
+    page = opened(path)
+    choice = page.get_by_role("combobox", name="Class", exact=True)
+    same(image(page, "image"), model.images(means[0], labels[0]))
+    assert choice.input_value() == str(labels[0])
+
+    page.wait_for_function("document.querySelector('#sliders .strip').width == 9 * 28")
+    strip = image(page, "sliders .strip >> nth=0")
+    choice.select_option("digit 4")
+    assert page.locator("#what").inner_text() == f"Test image 0, class digit {labels[0]}, decoded as class digit 4"
+    same(image(page, "image"), model.images(means[0], 4))
+    line = model.interpolate(means[0], means[1], 11, labels=4).view(11, 28, 28)
+    same(image(page, "path"), torch.cat(list(line), 1))
+    strip = eventually(page, lambda: image(page, "sliders .strip >> nth=0"), other_than=strip)
+    z = means[0].repeat(9, 1)
+    slider = page.locator("#sliders input").first
+    low, high = (float(slider.get_attribute(end)) for end in ("min", "max"))
+    z[:, int(slider.get_attribute("id")[1:])] = torch.linspace(low, high, 9)
+    same(strip, torch.cat(list(model.images(z, 4).view(9, 28, 28)), 1))
+
+    draw(page, ONE)
+    x, noise = torch.tensor(image(page, "input")).float(), page_noise(16 * model.noise_dim).view(1, 16, -1)
+    for label in (4, 7):
+        choice.select_option(str(label))
+        terms = model(x[None], noise, labels=label)
+        expected = [terms.nll.mean().item(), terms.kl.sum().item()]
+        text = page.locator("#price").inner_text()
+        assert text.startswith(f"As class digit {label}, your image costs ")
+        assert nats(text)[:3] == pytest.approx([sum(expected), *expected], abs=0.06)
+        same(image(page, "rebuilt"), model.reconstruct(x[None], label))
+
+    before = image(page, "map")
+    page.locator("#map").click(position={"x": 150, "y": 260})
+    chosen = chosen_image(page)
+    assert choice.input_value() == str(labels[chosen])
+    same(image(page, "image"), model.images(means[chosen], labels[chosen]))
+    eventually(page, lambda: image(page, "map"), other_than=before)
+
+
+def test_a_conditional_model_is_compared_with_one_of_its_classes_or_without(opened, conditional, explored, tmp_path):
+    model, path = conditional
+    page = opened(path)
+    page.get_by_role("combobox", name="Class", exact=True).select_option("3")
+    page.locator("#file").set_input_files(explored[2])
+    table = page.locator("#comparison table")
+    expect(table).to_contain_text("p(x), which can't be compared with p(x | class)")
+    model.save(tmp_path / "same.safetensors")
+    page.locator("#file").set_input_files(tmp_path / "same.safetensors")
+    expect(table).not_to_contain_text("can't be compared")
+    shown = [page.locator("#comparison canvas").nth(index) for index in (0, 1)]
+    assert shown[0].evaluate("canvas => canvas.toDataURL()") == shown[1].evaluate("canvas => canvas.toDataURL()")
+    other = VAE(hidden_dims=(4,), latent_dim=2, prior="standard", conditional=True, classes=3)
+    other.save(tmp_path / "three.safetensors")
+    page.locator("#file").set_input_files(tmp_path / "three.safetensors")
+    expect(page.locator("#notice")).to_contain_text("It is conditional on 3 classes, and this model on 10.")
+    page = opened(explored[2])
+    expect(page.locator("#class")).to_be_hidden()
+    page.locator("#file").set_input_files(path)
+    expect(page.locator("#notice")).to_contain_text("It is conditional, and this model is not: open its own page")
+
+
 def test_a_model_with_a_prior_of_ones_own_has_a_page_that_says_that_it_cannot_compute_it(
     opened, explored, tmp_path, monkeypatch
 ):
@@ -384,9 +462,10 @@ def test_the_page_can_be_used_with_the_keyboard_alone(page, explored):
         assert name in used, name
 
 
+@pytest.mark.parametrize("kind", ["explored", "conditional"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_no_violation_and_nothing_is_wider_than_a_phone(opened, explored, tmp_path, scheme):
-    page = opened(explored[2], color_scheme=scheme, viewport={"width": 380, "height": 800})
+def test_axe_finds_no_violation_and_nothing_is_wider_than_a_phone(opened, explored, tmp_path, scheme, kind, request):
+    page = opened(request.getfixturevalue(kind)[-1], color_scheme=scheme, viewport={"width": 380, "height": 800})
     before = Axe().run(page)
     assert before.violations_count == 0, before.generate_report()
     explored[0].save(tmp_path / "a-model-with-a-rather-long-name-of-its-own.safetensors")

@@ -125,6 +125,11 @@ class VAE(nn.Module):
             return cls(input_dim, image_shape=image_shape, classes=classes, **params.model_dump())
 
     @property
+    def config(self) -> dict[str, Any]:
+        """The arguments that make such a model, untrained: `VAE(**config)`."""
+        return {"image_shape": self.image_shape, "classes": self.classes, **self.params.model_dump(mode="json")}
+
+    @property
     def noise_dim(self) -> int:
         """Standard normal numbers that a sample of all latents takes: L, and those of further stochastic layers."""
         return self.params.latent_dim + sum(self._layer_dims)
@@ -200,7 +205,7 @@ class VAE(nn.Module):
                 f"labels are {labels.dtype} of shape {tuple(labels.shape)}, allowed are integers from 0 to "
                 f"{self.classes - 1}, one for each image"
             )
-        return labels.long().view(*labels.shape, *[1] * (len(shape) - labels.ndim)).expand(shape)
+        return labels.long().view(labels.shape + (1,) * (len(shape) - labels.ndim)).expand(shape)
 
     def kl(self, mu: Tensor, logvar: Tensor, log_prior: Tensor) -> Tensor:
         """KL(q(z|x) ‖ p(z)) as terms that add up to it, [..., L] -> [..., terms] (see `Prior.kl`)."""
@@ -317,9 +322,8 @@ class VAE(nn.Module):
 
     def save(self, path: Path | str) -> None:
         """Write weights and configuration as safetensors: no pickle, and the same bytes for the same weights."""
-        config = {"image_shape": self.image_shape, "classes": self.classes, **self.params.model_dump(mode="json")}
         tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        write_atomically(path, save(tensors, metadata={"vae": json.dumps(config)}))
+        write_atomically(path, save(tensors, metadata={"vae": json.dumps(self.config)}))
 
     @classmethod
     def load(cls, path: Path | str, device: torch.device | str = "cpu") -> Self:

@@ -14,13 +14,13 @@ const PATH_STEPS = 11; // images of an interpolation
 
 function start(explored) {
   const { model } = explored;
-  const state = { z: null, noise: [], x: null };
+  const state = { z: null, text: "", noise: [], x: null };
   showFacts(explored);
 
   function show(z, text, noise = []) {
-    Object.assign(state, { z, noise });
+    Object.assign(state, { z, text, noise });
     paint(find("image"), model.images(z, 1, noise), model.shape);
-    find("what").textContent = text;
+    find("what").textContent = model.classes ? `${text}, decoded as class ${explored.className(model.label)}` : text;
     showOnSliders(z, noise);
     compare(state);
   }
@@ -28,15 +28,17 @@ function start(explored) {
   const compare = makeComparison(explored);
   const showOnSliders = makeSliders(explored, (z, noise) => show(z, "Moved by hand", noise));
   const path = makePath(explored, state, show);
-  makeMap(explored, {
+  const decodeMap = makeMap(explored, {
     onSelect(n) {
+      setClassOf(n);
       const cost = explored.array("neg_elbo")[n].toFixed(1);
       find("map-status").textContent = `${explored.describe(n)}: −ELBO of ${cost} nats`;
       show(explored.mean(n), explored.describe(n));
     },
     onPath(from, to) {
+      setClassOf(from);
       find("map-status").textContent = `${explored.describe(from)}, to ${explored.describe(to).replace("Test", "test")}`;
-      path(explored.mean(from), explored.mean(to));
+      path.start(explored.mean(from), explored.mean(to));
       show(explored.mean(from), "Start of the interpolation");
     },
   });
@@ -47,15 +49,39 @@ function start(explored) {
     show(z, "A sample from the prior", noise);
   };
   makeClassButtons(explored, show);
-  path(explored.mean(0), explored.mean(1));
+  if (model.classes) model.label = explored.labels[0];
+  path.start(explored.mean(0), explored.mean(1));
   show(explored.mean(0), explored.describe(0));
-  makeDrawing(explored, {
+  const priceDrawing = makeDrawing(explored, {
     onDrawn(x) {
       state.x = x;
       compare(state);
     },
     onExplore: show,
   });
+  const setClass = makeClassChoice(explored, () => {
+    decodeMap();
+    path.draw();
+    priceDrawing();
+    show(state.z, state.text, state.noise);
+  });
+  const setClassOf = (n) => model.classes && setClass(explored.labels[n]);
+}
+
+/** The choice of a conditional model's class; returns a function that sets it. `onChange` draws the page as that class. */
+function makeClassChoice(explored, onChange) {
+  const { model } = explored;
+  const select = find("class");
+  for (const id of ["class-bar", "class-help"]) find(id).hidden = !model.classes;
+  for (let value = 0; value < model.classes; value++) select.append(element("option", { value }, explored.className(value)));
+  select.value = model.label;
+  select.onchange = () => set(Number(select.value));
+  function set(label) {
+    if (label === model.label) return;
+    model.label = select.value = label;
+    onChange();
+  }
+  return set;
 }
 
 function makeClassButtons(explored, show) {
@@ -64,7 +90,7 @@ function makeClassButtons(explored, show) {
   const classes = [...new Set(explored.labels)].sort((a, b) => a - b);
   const mean = (label) => explored.average(explored.ofClass(Number(label)));
   const name = (label) => explored.className(label);
-  const [one, ...three] = document.querySelectorAll("select");
+  const [one, ...three] = document.querySelectorAll("#classes select");
   const options = () => classes.map((value) => element("option", { value }, name(value)));
   for (const select of [one, ...three]) select.append(...options());
   [8, 3, 1].forEach((label, i) => (three[i].value = classes.includes(label) ? label : classes[i % classes.length]));
@@ -76,7 +102,7 @@ function makeClassButtons(explored, show) {
   };
 }
 
-/** The interpolation below the map; returns a function that starts one between two latents. */
+/** The interpolation below the map; returns `start`, for one between two latents, and `draw`, for it as another class. */
 function makePath({ model }, state, show) {
   let ends;
   const spherical = () => document.querySelector("[name=line]:checked").value === "spherical";
@@ -95,10 +121,11 @@ function makePath({ model }, state, show) {
   for (const radio of document.querySelectorAll("[name=line]")) radio.onchange = draw;
   find("path-start").onclick = () => go(state.z, ends[1]);
   find("path-end").onclick = () => go(ends[0], state.z);
-  return (from, to) => {
+  function start(from, to) {
     position.value = 0;
     go(from, to);
-  };
+  }
+  return { start, draw };
 }
 
 function showFacts(explored) {
@@ -109,7 +136,7 @@ function showFacts(explored) {
   const images = `${all} test images${metrics.dataset ? ` of ${metrics.dataset}` : ""}${all === count ? "" : `, the first ${count} here`}`;
   find("model").textContent = describeModel(explored);
   find("metrics").textContent =
-    `Test −ELBO ${elbo} = reconstruction ${reconstruction} + KL ${kl}, NLL ${nll}${error} nats per image ` +
+    `Test −ELBO ${elbo} = reconstruction ${reconstruction} + KL ${kl}, NLL ${nll}${error} nats per image${model.classes ? " of a known class" : ""} ` +
     `(${metrics.importance_samples} importance samples, binarization ${explored.binarization}, ${images})`;
   const dotted = (prefix, values) => Object.entries(values).map(([key, value]) => [`${prefix}.${key}`, value]);
   const facts = [...dotted("model", model.config), ...Object.entries(params), ...dotted("test", metrics)];

@@ -47,7 +47,8 @@ def explorer_page(
 
     The `metrics` with their protocol are shown, and how the model was trained, from `params`. An `embedding` [n, 2] of
     the first n posterior means, such as a t-SNE, is a second map beside the principal components. `classes` are the
-    names of labels; without labels, the page has no tools for classes. Equal arguments give equal pages.
+    names of labels; without labels, the page has no tools for classes. That of a conditional model has a choice of the
+    class. Equal arguments give equal pages.
 
     The page computes what `model.params` describes. It does not know methods that a subclass overrides; of an
     architecture, prior or likelihood of your own it says that it can't compute it.
@@ -60,8 +61,8 @@ def explorer_page(
         arrays["embedding"] = torch.from_numpy(embedding)[: len(arrays["means"])].float()
     weights = {name: tensor.detach().cpu().half() for name, tensor in model.state_dict().items()}
     contents = weights | {f"explorer.{name}": array.contiguous() for name, array in arrays.items()}
-    config = {"image_shape": model.image_shape, **model.params.model_dump(mode="json")}
-    payload = save(contents, metadata={"vae": json.dumps(config)})  # of several entries, the order would be random
+    # One entry of metadata: of several, the order would be random.
+    payload = save(contents, metadata={"vae": json.dumps(model.config)})
     parts = {
         "style": (FOLDER / "style.css").read_text(encoding="utf-8"),
         "payload": base64.b64encode(payload).decode(),

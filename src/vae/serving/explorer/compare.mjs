@@ -6,11 +6,19 @@ import { element, find, picture } from "./pictures.mjs";
 import { FileError } from "./weights.mjs";
 
 /** What a model is, in one line. */
-export function describeModel({ model: { config }, parameters }) {
+export function describeModel({ model: { config, classes }, parameters }) {
   const widths = config.hidden_dims.join("-");
   const lower = config.lower_latent_dims.map((dim) => `+${dim}`).join("");
+  const label = classes ? `, conditional on ${classes} classes` : "";
   const size = `${(parameters / 1e6).toFixed(2)} M parameters`;
-  return `${config.architecture} ${widths}, ${config.latent_dim}${lower} latents, prior ${config.prior}, ${size}`;
+  return `${config.architecture} ${widths}, ${config.latent_dim}${lower} latents, prior ${config.prior}${label}, ${size}`;
+}
+
+/** The other model must know each class that the page lets choose; one that is not conditional ignores it. */
+function checkClasses(others, own) {
+  if (!others || others === own) return;
+  if (own) throw new FileError(`It is conditional on ${others} classes, and this model on ${own}.`);
+  throw new FileError("It is conditional, and this model is not: open its own page, and drop this model there.");
 }
 
 /** Returns a function that shows both models on latents and an input: (z, noise, x). */
@@ -22,6 +30,7 @@ export function makeComparison(explored) {
     try {
       const read = new Explored(new Uint8Array(await file.arrayBuffer()));
       if (`${read.model.shape}` !== `${explored.model.shape}`) throw new FileError("Its images have another shape.");
+      checkClasses(read.model.classes, explored.model.classes);
       other = read;
       name = file.name;
       update();
@@ -38,6 +47,7 @@ export function makeComparison(explored) {
 
   function update() {
     if (!other) return;
+    other.model.label = explored.model.label;
     const both = [explored, other];
     const { z, noise, x } = current;
     const image = explored.model.images(z, 1, noise);
@@ -45,6 +55,7 @@ export function makeComparison(explored) {
     const metric = (key) => ({ metrics }) => (key in metrics ? Math.abs(metrics[key]).toFixed(2) : "not in the file");
     const protocol = ({ metrics }) =>
       ["dataset", "binarization", "importance_samples"].map((key) => metrics[key]).filter(Boolean).join(", ");
+    const density = ({ model }) => (model.classes ? "p(x | class)" : "p(x), which can't be compared with p(x | class)");
     const shown = (values) => picture(values, explored.model.shape);
     const rebuilt = (input) => ({ model }) => shown(model.reconstruct(input));
     const price = ({ model }) => {
@@ -57,6 +68,7 @@ export function makeComparison(explored) {
       ["test −ELBO", both.map(metric("elbo"))],
       ["KL", both.map(metric("kl"))],
       ["protocol", both.map(protocol)],
+      ...(explored.model.classes ? [["the nats are of", both.map(density)]] : []),
       ["the sliders' latents, decoded", [shown(image), L === z.length ? shown(other.model.images(z)) : `has ${L} latents`]],
       ["that image, encoded and decoded", both.map(rebuilt(image))],
     ];

@@ -18,12 +18,15 @@ export function priceOf(model, x) {
   return model.price(x, normals(randomFrom(1), SAMPLES * model.noiseDim));
 }
 
-/** Calls `onDrawn(x)` with the model's input, null where there is none, and `onExplore(mu, text)` with latents to show. */
+/**
+ * Calls `onDrawn(x)` with the model's input, null where there is none, and `onExplore(mu, text)` with latents to show.
+ * Returns a function that encodes and prices the image anew, as another class.
+ */
 export function makeDrawing(explored, { onDrawn, onExplore }) {
   const { model, model: { shape } } = explored;
   const isDrawn = `${shape}` === "1,28,28";
   const thresholds = Float32Array.from({ length: model.inputDim }, randomFrom(2).uniform);
-  let posterior = null;
+  let [shown, posterior] = [null, null];
   for (const [id, isShown] of [["ink-frame", isDrawn], ["clear", isDrawn], ["picture-label", !isDrawn]]) find(id).hidden = !isShown;
   find("draw-title").textContent = isDrawn ? "Draw an image" : "Price an image of your own";
   const treated = { none: AS_IT_IS, threshold: CUT }[explored.binarization] ?? BY_CHANCE;
@@ -38,6 +41,7 @@ export function makeDrawing(explored, { onDrawn, onExplore }) {
 
   /** Shows an image with values in [0, 1]; null where there is none. */
   function show(values) {
+    shown = values;
     const x = values && binarized(values, explored.binarization, thresholds);
     const empty = new Float32Array(model.inputDim);
     paint(find("input"), x ?? empty, shape);
@@ -57,8 +61,9 @@ export function makeDrawing(explored, { onDrawn, onExplore }) {
   function describe() {
     const { reconstruction, kl, pixels, mu, logvar } = posterior;
     const above = Math.round(100 * explored.shareAbove(reconstruction + kl));
+    const subject = model.classes ? `As class ${explored.className(model.label)}, your image` : "Your image";
     find("price").textContent =
-      `Your image costs ${(reconstruction + kl).toFixed(1)} nats: reconstruction ${reconstruction.toFixed(1)} + ` +
+      `${subject} costs ${(reconstruction + kl).toFixed(1)} nats: reconstruction ${reconstruction.toFixed(1)} + ` +
       `KL ${kl.toFixed(1)}. ${above}\u00a0% of the test images cost more.`;
     const largest = paintCost(find("cost"), pixels, shape);
     find("cost-caption").textContent = `cost by pixel, up to ${largest.toFixed(1)} nats`;
@@ -98,6 +103,7 @@ export function makeDrawing(explored, { onDrawn, onExplore }) {
       }
     };
   }
+  return () => show(shown);
 }
 
 /** The drawing area; calls `onInk` with the drawing as MNIST's digits are, [784], and with null where it is empty. */

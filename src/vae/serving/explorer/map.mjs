@@ -9,7 +9,10 @@ const NAMED = 20; // classes at most that have their names on the map
 const TILE = 44; // CSS pixels, the longer side
 const SAME_PLACE = 6; // CSS pixels that a pointer may move in a click
 
-/** Draws the map of `explored`. Calls `onSelect(n)` with a test image, and `onPath(from, to)` with two. */
+/**
+ * Draws the map of `explored`. Calls `onSelect(n)` with a test image, and `onPath(from, to)` with two.
+ * Returns a function that decodes the images behind the dots anew, as another class.
+ */
 export function makeMap(explored, { onSelect, onPath }) {
   const canvas = find("map");
   const context = canvas.getContext("2d");
@@ -222,4 +225,5 @@ export function makeMap(explored, { onSelect, onPath }) {
   for (const radio of document.querySelectorAll("[name=projection]")) radio.onchange = () => project(radio.value);
   new ResizeObserver(() => size() && project(projection())).observe(canvas);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", changed);
+  return changed;
 }

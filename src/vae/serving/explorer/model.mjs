@@ -2,20 +2,22 @@
 
 import { FileError } from "./weights.mjs";
 import { likelihoodOf } from "./likelihoods.mjs";
-import { columns, inputDim, networks, repeated, stochasticLayer } from "./network.mjs";
+import { beside, columns, inputDim, networks, repeated, stochasticLayer } from "./network.mjs";
 import { LOG_2PI, priorOf } from "./priors.mjs";
 import { normals } from "./random.mjs";
+
+const LABEL_SCALE = 10; // of the decoder's one-hot input, as in vae.py
 
 export class VAE {
   /** From what `readTensors` returns. Throws a FileError where that is no model, or one that this page can't compute. */
   constructor({ tensors, metadata }) {
     try {
-      const { input_dim: _, ...config } = JSON.parse(metadata.vae); // of earlier versions, for 28 × 28 pixels
+      const { input_dim: _, classes = 0, ...config } = JSON.parse(metadata.vae); // of earlier versions, for 28 × 28 pixels
       this.config = { image_shape: [1, 28, 28], ...config };
+      this.classes = classes; // 0 where the model isn't conditional
     } catch {
       throw new FileError("The file is not a model of this project: its configuration is missing or damaged.");
     }
-    if (this.config.conditional) throw new FileError("This page can't compute a conditional model: it has no labels.");
     const tensor = (name, shape) => {
       const found = tensors[name];
       if (`${found?.shape}` !== `${shape}`) {
@@ -27,7 +29,9 @@ export class VAE {
     this.shape = config.image_shape; // channels, height, width
     this.inputDim = inputDim(config);
     this.likelihood = likelihoodOf(tensor, config);
-    Object.assign(this, networks(tensor, config, this.likelihood.parameters));
+    Object.assign(this, networks(tensor, config, this.likelihood.parameters, this.classes));
+    this.labelImages = this.classes && tensor("label_images", [this.classes, this.inputDim]);
+    this.label = 0; // the class that a conditional model encodes and decodes as, until another one is set
     this.stochastic = config.lower_latent_dims.map((_, index) => stochasticLayer(tensor, index, config));
     this.prior = priorOf(tensor, config, (x, images) => this.encode(x, images));
     this.latentDim = config.latent_dim;
@@ -38,7 +42,8 @@ export class VAE {
   /** Pixels [images, D], channels first, in [0, 1] -> mu and logvar, [images, L] each, and the features of each layer. */
   encode(x, images = 1) {
     const features = [];
-    for (const layer of this.encoder.layers) features.push(layer(features.at(-1) ?? x, images));
+    const input = this.classes ? x.map((v, i) => v + this.labelImages[this.label * this.inputDim + (i % this.inputDim)]) : x;
+    for (const layer of this.encoder.layers) features.push(layer(features.at(-1) ?? input, images));
     const both = this.encoder.posterior(features.at(-1), images);
     const L = this.latentDim;
     return { mu: columns(both, images, 0, L), logvar: columns(both, images, L, L), features };
@@ -52,13 +57,20 @@ export class VAE {
    */
   decode(z, images = 1, noise = [], features = []) {
     const kl = new Float64Array(images);
-    const output = this.decoder(z, images, (i, h) => {
+    const output = this.decoder(this.#withLabel(z, images), images, (i, h) => {
       if (!this.stochastic[i]) return h;
       const result = this.stochastic[i].forward(h, images, noise[i], features.at(-1 - i));
       result.kl.forEach((v, image) => (kl[image] += v));
       return result.h;
     });
     return { output, kl };
+  }
+
+  /** Latents [images, L] and, of a conditional model, the one-hot label beside each. */
+  #withLabel(z, images) {
+    if (!this.classes) return z;
+    const oneHot = Float32Array.from({ length: this.classes }, (_, label) => (label === this.label ? LABEL_SCALE : 0));
+    return beside(z, repeated(oneHot, images), images);
   }
 
   /** Latents [images, L] -> mean images, [images, D]; `noise` is that of further stochastic layers. */

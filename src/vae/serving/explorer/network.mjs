@@ -82,7 +82,7 @@ export function repeated(x, count) {
 }
 
 /** The rows of `a` and of `b` side by side. */
-function beside(a, b, rows) {
+export function beside(a, b, rows) {
   const [n, m] = [a.length / rows, b.length / rows];
   const out = new Float32Array(a.length + b.length);
   for (let row = 0; row < rows; row++) {
@@ -273,13 +273,14 @@ function convDecoder(tensor, config, outputs) {
 
 const ARCHITECTURES = { mlp: [mlpEncoder, mlpDecoder], conv: [convEncoder, convDecoder] };
 
-/** Encoder and decoder; the decoder has `outputs` numbers for each value of an image. */
-export function networks(tensor, config, outputs) {
+/** Encoder and decoder. The decoder takes latents and a one-hot label of `classes`, and has `outputs` numbers for each value. */
+export function networks(tensor, config, outputs, classes) {
   if (!(config.architecture in ARCHITECTURES)) {
     throw new FileError(`This page can't compute the model: it has no architecture “${config.architecture}”.`);
   }
-  const [encoder, decoder] = ARCHITECTURES[config.architecture].map((make) => make(tensor, config, outputs));
-  return { encoder, decoder };
+  const [encoder, decoder] = ARCHITECTURES[config.architecture];
+  const withLabel = { ...config, latent_dim: config.latent_dim + classes };
+  return { encoder: encoder(tensor, config), decoder: decoder(tensor, withLabel, outputs) };
 }
 
 /**
