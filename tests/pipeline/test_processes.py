@@ -48,6 +48,23 @@ def test_dvc_repro_with_two_processes_and_a_kill(project, tmp_path, runs_of):
     assert ours["val/neg_elbo"] == pytest.approx(theirs["val/neg_elbo"], rel=2e-3)
 
 
+def test_torchrun_restarts_a_training_whose_processes_are_killed(project, tmp_path):
+    project.set({"train.epochs": 30, "seed": 1})
+    undisturbed = project.copy(tmp_path / "undisturbed")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=2"]
+    undisturbed.run(*torchrun, *TRAIN[1:])
+    stage = project.start(*torchrun, *TRAIN[1:], until="epoch   3/30")
+    for victim in (1, 0):
+        workers(stage)[victim].kill()
+        assert any(line.startswith("resuming after epoch") for line in stage.stdout)
+        assert any(line.startswith("epoch") for line in stage.stdout)
+    _, errors = stage.communicate(timeout=180)
+    assert stage.returncode == 0, errors
+    assert "Traceback" not in errors
+    for output in ("models/vae.safetensors", "metrics/history.csv", "metrics/train.json"):
+        assert (project / output).read_bytes() == (undisturbed / output).read_bytes(), output
+
+
 def test_a_process_that_hangs_ends_in_an_error(project: Project):
     project.set({"train.epochs": 4000, "train.nproc": 2, "train.timeout": 20.0})
     stage = project.start(*TRAIN, until="epoch   3/4000")

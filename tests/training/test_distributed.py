@@ -6,11 +6,12 @@ import sys
 import pytest
 import torch
 
+from mlflow_server import free_port
 from support import ENVIRONMENT
 from vae.config import ModelParams, TrainParams
 from vae.data.datasets import Split
 from vae.device import Hardware
-from vae.errors import ConfigError
+from vae.errors import ConfigError, ProcessError
 from vae.models.vae import VAE
 from vae.training import distributed
 from vae.training.loop import fit
@@ -100,6 +101,16 @@ def test_rows_of_all_processes_are_those_of_the_batch(monkeypatch):
                 rows += range(n)[own] if weight else []
             assert rows == list(range(n))
             assert mean == pytest.approx(values.mean().item(), abs=1e-6)
+
+
+def test_a_process_that_never_comes_is_waited_for_until_the_timeout(monkeypatch):
+    torchrun = {"TORCHELASTIC_RUN_ID": "1", "TORCHELASTIC_USE_AGENT_STORE": "False", "RANK": "0", "WORLD_SIZE": "2"}
+    for name, value in (torchrun | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}).items():
+        monkeypatch.setenv(name, value)
+    lost = r"process 0 of 2 lost the others: .* for 2\.5 s \(train\.timeout\)"
+    with pytest.raises(ProcessError, match=lost), distributed.process_group(torch.device("cpu"), 2.5):
+        pytest.fail("there is no other process")
+    assert not torch.distributed.is_initialized()
 
 
 def test_the_mmd_of_a_part_of_a_batch_is_refused(monkeypatch):

@@ -16,6 +16,8 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from vae.errors import ConfigError, ProcessError
@@ -66,19 +68,25 @@ def process_group(device: torch.device, timeout: float) -> Iterator[None]:
     if not dist.is_torchelastic_launched():
         yield
         return
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout))
+    backend, limit = "nccl" if device.type == "cuda" else "gloo", datetime.timedelta(seconds=timeout)
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     try:
+        store, _, _ = next(rendezvous("env://", timeout=limit))
+        if os.environ["TORCHELASTIC_USE_AGENT_STORE"] == "True":
+            # This store outlives a restart: without a prefix, processes find the addresses of those that have ended.
+            store = PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=limit)
         yield
     except RuntimeError as error:
-        if isinstance(error, dist.DistError) or "gloo" in str(error):
+        if isinstance(error, dist.DistError) or "gloo" in str(error).lower():
             raise ProcessError(
-                f"process {dist.get_rank()} of {size()} lost the others: one has ended, or did not answer for "
+                f"process {rank} of {world_size} lost the others: one has ended, or did not answer for "
                 f"{timeout:g} s (train.timeout)"
             ) from error
         raise
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def size() -> int:
