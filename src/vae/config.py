@@ -191,6 +191,8 @@ class ModelParams(Section):
     """Latents of further stochastic layers, after the decoder's first, second … layer (conv: at each position)."""
     conditional: bool = False
     """Model p(x|z, label) instead of p(x|z): samples are then of a class that is asked for."""
+    conditional_prior: bool = False
+    """Model p(z|label), too: the prior, shifted and scaled for each class."""
 
     @model_validator(mode="after")
     def _check_architecture(self) -> Self:
@@ -202,6 +204,8 @@ class ModelParams(Section):
             raise ValueError(f"activation 'glu' requires architecture 'mlp', not '{self.architecture}'")
         if self.conditional and self.prior == "vampprior":
             raise ValueError("prior 'vampprior' requires conditional false: its pseudo-images have no labels")
+        if self.conditional_prior and not self.conditional:
+            raise ValueError("conditional_prior requires conditional true: the model has no labels")
         if len(self.lower_latent_dims) > len(self.hidden_dims):
             given, most = len(self.lower_latent_dims), len(self.hidden_dims)
             raise ValueError(f"lower_latent_dims has {given} entries, allowed are {most}: one for each of hidden_dims")

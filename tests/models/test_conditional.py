@@ -4,6 +4,16 @@ import math
 
 import pytest
 import torch
+from scipy.stats import ks_2samp
+from torch.distributions import (
+    AffineTransform,
+    Categorical,
+    Independent,
+    MixtureSameFamily,
+    Normal,
+    TransformedDistribution,
+    kl_divergence,
+)
 from torch.utils.data import DataLoader, TensorDataset
 
 from vae import VAE, VAETrainer
@@ -23,6 +33,7 @@ MODELS = {
     "mlp": MLP,
     "skip": MLP | {"decoder_skip": True, "prior": "realnvp", "prior_couplings": 2, "prior_width": 8},
     "ladder": MLP | {"lower_latent_dims": [2]},
+    "prior by class": MLP | {"lower_latent_dims": [2], "conditional_prior": True},
     "conv": {"architecture": "conv", "hidden_dims": [4, 6], "latent_dim": 3, "prior": "standard"},
     "conv ladder": {"architecture": "conv", "hidden_dims": [4, 6], "latent_dim": 3, "lower_latent_dims": [2]},
 }
@@ -33,6 +44,8 @@ def model(request):
     torch.manual_seed(0)
     model = VAE(64, **request.param, conditional=True, classes=4)
     model.label_images.data.normal_()
+    for parameter in model.prior_by_class.parameters() if model.prior_by_class else ():
+        parameter.data.normal_()
     return model.eval()
 
 
@@ -103,6 +116,37 @@ def test_a_saved_model_keeps_its_classes(model, tmp_path):
     assert torch.equal(*(each.sample(5, torch.Generator().manual_seed(2)) for each in (model, loaded)))
 
 
+@pytest.mark.parametrize("prior", ["standard", "gaussian_mixture"])
+@torch.no_grad()
+def test_bound_and_samples_with_a_prior_by_class_are_those_of_torch_distributions(prior):
+    torch.manual_seed(0)
+    params = {**MLP, "prior": prior, "prior_components": 5, "conditional": True, "conditional_prior": True}
+    model = VAE(64, **params, classes=4).eval()
+    for parameter in model.parameters():
+        parameter.add_(0.3 * torch.randn_like(parameter))
+    shift, scale = model.prior_by_class.shift, model.prior_by_class.log_scale.exp()
+    base = Independent(Normal(torch.zeros(3), 1.0), 1)
+    if prior == "gaussian_mixture":
+        mu, logvar, log_weight = model.prior.components()
+        base = MixtureSameFamily(Categorical(logits=log_weight), Independent(Normal(mu, torch.exp(logvar / 2)), 1))
+    decoded = []
+    model.decoder.register_forward_hook(lambda decoder, inputs, output: decoded.append(inputs[0][:, :3]))
+    x, noise = torch.rand(20, 64), torch.randn(20, 6, model.noise_dim)
+    for label in (0, 3):
+        p = TransformedDistribution(base, AffineTransform(shift[label], scale[label], event_dim=1))
+        mu, logvar = model.encoder.posterior(model.encoder.features(x + model.label_images[label])[-1]).chunk(2, 1)
+        q = Independent(Normal(mu[:, None], torch.exp(logvar / 2)[:, None]), 1)
+        terms = model(x, noise, labels=label)
+        z = decoded[-1].view(20, 6, 3)
+        torch.testing.assert_close(terms.log_ratio, q.log_prob(z) - p.log_prob(z), atol=1e-4, rtol=1e-4)
+        if prior == "standard":
+            exact = kl_divergence(Normal(mu, torch.exp(logvar / 2)), Normal(shift[label], scale[label]))
+            torch.testing.assert_close(terms.kl, exact)
+        model.sample(20_000, torch.Generator().manual_seed(1), labels=label)
+        for ours, theirs in zip(decoded[-1].T, p.sample((20_000,)).T, strict=True):
+            assert ks_2samp(ours, theirs).pvalue > 0.001
+
+
 def test_without_classes_to_condition_on_nothing_is_drawn_or_kept():
     plain, told = VAE.from_params(ModelParams(**MLP), 0, 64), VAE.from_params(ModelParams(**MLP), 0, 64, classes=10)
     assert told.classes == 0
@@ -115,6 +159,8 @@ def test_what_a_conditional_model_needs_is_said():
         VAE(64, conditional=True)
     with pytest.raises(ConfigError, match="prior 'vampprior' requires conditional false"):
         VAE(64, conditional=True, classes=4, prior="vampprior")
+    with pytest.raises(ConfigError, match="conditional_prior requires conditional true"):
+        VAE(64, conditional_prior=True)
     with pytest.raises(DataError, match="isn't conditional"):
         VAE(64, **MLP).sample(3, labels=1)
     model, x = VAE(64, **MLP, conditional=True, classes=4), torch.rand(3, 64)
@@ -207,7 +253,10 @@ def digits_and_classifier(bundled):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("params", [{}, {"architecture": "conv", "hidden_dims": (8, 16)}, {"lower_latent_dims": (8,)}])
+@pytest.mark.parametrize(
+    "params",
+    [{}, {"architecture": "conv", "hidden_dims": (8, 16)}, {"lower_latent_dims": (8,)}, {"conditional_prior": True}],
+)
 def test_samples_are_of_the_class_that_is_asked_for(digits_and_classifier, params):
     digits, classifier = digits_and_classifier
     params = {"hidden_dims": (256, 256), "latent_dim": 12, "prior": "standard", "conditional": True} | params

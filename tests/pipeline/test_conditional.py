@@ -12,7 +12,7 @@ from vae.models.vae import VAE
 
 @pytest.mark.slow
 def test_a_conditional_model_from_training_to_serving(project):
-    project.set({"model.conditional": True, "model.lower_latent_dims": [2]})
+    project.set({"model.conditional": True, "model.conditional_prior": True, "model.lower_latent_dims": [2]})
     project.dvc("repro")
     vae = VAE.load(project / "models/vae.safetensors")
     assert vae.classes == 10

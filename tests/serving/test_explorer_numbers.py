@@ -50,6 +50,7 @@ KINDS = {
         for name, part in {
             "mlp": MLP | PRIORS["realnvp"],
             "mlp skip ladder": MLP | {"decoder_skip": True, "lower_latent_dims": (2,)} | PRIORS["mixture"],
+            "prior by class": MLP | {"conditional_prior": True} | PRIORS["realnvp"],
             "conv": CONV | LOGISTIC | {"image_shape": (3, 5, 6), "dense_dims": (12,)},
         }.items()
     },

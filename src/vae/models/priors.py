@@ -175,6 +175,28 @@ class RealNVP(Prior):
         return z
 
 
+class PriorByClass(nn.Module):
+    """p(z|y) for a label y, from any prior p(u): z = shift_y + scale_y · u with a learned shift and scale of each class.
+
+    With u ~ N(0, I), it is a normal distribution with a mean and a variance of each class (Sohn et al. 2015). The KL is
+    that of the posterior of u to p(u): what is the same change of variable in both leaves it unchanged.
+    """
+
+    def __init__(self, classes: int, latent_dim: int) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(classes, latent_dim))
+        self.log_scale = nn.Parameter(torch.zeros(classes, latent_dim))
+
+    def forward(self, u: Tensor, labels: Tensor) -> Tensor:
+        """u [..., L] and labels [...] -> z, [..., L]."""
+        return self.shift[labels] + self.log_scale[labels].exp() * u
+
+    def posterior_of_u(self, mu: Tensor, logvar: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of u, where z ~ N(mu, exp(logvar)), [..., L] each."""
+        log_scale = self.log_scale[labels]
+        return (mu - self.shift[labels]) * torch.exp(-log_scale), logvar - 2 * log_scale
+
+
 PRIORS: dict[str, type[Prior]] = {
     "standard": StandardNormal,
     "gaussian_mixture": GaussianMixture,

@@ -26,7 +26,7 @@ from vae.models.distributions import normal_log_density
 from vae.models.hierarchy import LayerSamples, StochasticLayer, TopDown
 from vae.models.likelihoods import LIKELIHOODS
 from vae.models.networks import DECODERS, ENCODERS, ImageShape, Posterior, initialize
-from vae.models.priors import PRIORS
+from vae.models.priors import PRIORS, PriorByClass
 
 DEFAULTS = ModelParams()
 # Of the decoder's one-hot input: it learns what the label tells before the latents tell it, too. After 20 epochs with
@@ -68,7 +68,9 @@ class VAE(nn.Module):
     ConfigError for an unknown or invalid one.
 
     With `conditional`, it is a conditional VAE of labels from 0 to `classes` − 1 (Sohn et al. 2015): q(z|x, y) and
-    p(x|z, y), with a prior p(z) that doesn't depend on y. The latents then hold what the label does not tell.
+    p(x|z, y), with a prior p(z) that doesn't depend on y. The latents then hold what the label does not tell. With
+    `conditional_prior`, p(z|y) depends on y, too (`PriorByClass`). The latents that all methods take and return are
+    then u, whose prior is the same for all classes.
 
     A subclass may override `encode`, `decode`, `kl` or `forward`: training, evaluation and sampling call these.
     """
@@ -107,6 +109,9 @@ class VAE(nn.Module):
         if self.params.initialization != "default":
             initialize(self, self.params.initialization)  # not the prior, which begins as N(0, I) or from the data
         self.prior = PRIORS[self.params.prior](self.input_dim, self.params, self.encode)
+        self.prior_by_class = (
+            PriorByClass(self.classes, self.params.latent_dim) if self.params.conditional_prior else None
+        )
         self.likelihood = likelihood
 
     @classmethod
@@ -149,6 +154,7 @@ class VAE(nn.Module):
         parameters = sum(parameter.numel() for parameter in self.parameters())
         network = f"{self.params.architecture} {widths}, latent_dim={self.params.latent_dim}"
         label = f", conditional on {self.classes} classes" if self.classes else ""
+        label += ", a prior for each" if self.prior_by_class else ""
         return f"{network}, prior={self.params.prior}{label}, {parameters:,} parameters"
 
     def encode(self, x: Tensor | npt.NDArray[Any], labels: Labels = None) -> Posterior:
@@ -169,6 +175,8 @@ class VAE(nn.Module):
             x = x + self.label_images[given]
         features = self.encoder.features(x)
         mu, logvar = self.encoder.posterior(features[-1]).float().chunk(2, dim=-1)
+        if self.prior_by_class and given is not None:
+            mu, logvar = self.prior_by_class.posterior_of_u(mu, logvar, given)
         return Posterior(mu, logvar, features, given)
 
     def reparameterize(self, mu: Tensor, logvar: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -188,8 +196,10 @@ class VAE(nn.Module):
         stochastic = [partial(layer, top_down=top_down) for layer in self.hierarchy]
         h = z
         if self.classes:
-            one_hot = F.one_hot(self._checked(labels, z.shape[:-1]), self.classes)
-            h = torch.cat([z, LABEL_SCALE * one_hot.to(z.dtype)], -1)
+            given = self._checked(labels, z.shape[:-1])
+            one_hot = F.one_hot(given, self.classes)
+            h = self.prior_by_class(z, given) if self.prior_by_class else z
+            h = torch.cat([h, LABEL_SCALE * one_hot.to(z.dtype)], -1)
         output: Tensor = self.decoder(h.reshape(-1, h.shape[-1]), stochastic)
         return output.float().view(*z.shape[:-1], output.shape[-1])
 

@@ -9,7 +9,7 @@ import { FileError } from "./weights.mjs";
 export function describeModel({ model: { config, classes }, parameters }) {
   const widths = config.hidden_dims.join("-");
   const lower = config.lower_latent_dims.map((dim) => `+${dim}`).join("");
-  const label = classes ? `, conditional on ${classes} classes` : "";
+  const label = classes ? `, conditional on ${classes} classes${config.conditional_prior ? ", a prior for each" : ""}` : "";
   const size = `${(parameters / 1e6).toFixed(2)} M parameters`;
   return `${config.architecture} ${widths}, ${config.latent_dim}${lower} latents, prior ${config.prior}${label}, ${size}`;
 }

@@ -3,7 +3,7 @@
 import { FileError } from "./weights.mjs";
 import { likelihoodOf } from "./likelihoods.mjs";
 import { beside, columns, inputDim, networks, repeated, stochasticLayer } from "./network.mjs";
-import { LOG_2PI, priorOf } from "./priors.mjs";
+import { LOG_2PI, priorByClass, priorOf } from "./priors.mjs";
 import { normals } from "./random.mjs";
 
 const LABEL_SCALE = 10; // of the decoder's one-hot input, as in vae.py
@@ -31,6 +31,7 @@ export class VAE {
     this.likelihood = likelihoodOf(tensor, config);
     Object.assign(this, networks(tensor, config, this.likelihood.parameters, this.classes));
     this.labelImages = this.classes && tensor("label_images", [this.classes, this.inputDim]);
+    this.priorByClass = config.conditional_prior && priorByClass(tensor, config, this.classes);
     this.label = 0; // the class that a conditional model encodes and decodes as, until another one is set
     this.stochastic = config.lower_latent_dims.map((_, index) => stochasticLayer(tensor, index, config));
     this.prior = priorOf(tensor, config, (x, images) => this.encode(x, images));
@@ -46,7 +47,8 @@ export class VAE {
     for (const layer of this.encoder.layers) features.push(layer(features.at(-1) ?? input, images));
     const both = this.encoder.posterior(features.at(-1), images);
     const L = this.latentDim;
-    return { mu: columns(both, images, 0, L), logvar: columns(both, images, L, L), features };
+    const [mu, logvar] = [columns(both, images, 0, L), columns(both, images, L, L)];
+    return { ...(this.priorByClass ? this.priorByClass.posteriorOfU(mu, logvar, this.label) : { mu, logvar }), features };
   }
 
   /**
@@ -70,7 +72,8 @@ export class VAE {
   #withLabel(z, images) {
     if (!this.classes) return z;
     const oneHot = Float32Array.from({ length: this.classes }, (_, label) => (label === this.label ? LABEL_SCALE : 0));
-    return beside(z, repeated(oneHot, images), images);
+    const h = this.priorByClass ? this.priorByClass.fromU(z, this.label) : z;
+    return beside(h, repeated(oneHot, images), images);
   }
 
   /** Latents [images, L] -> mean images, [images, D]; `noise` is that of further stochastic layers. */

@@ -103,6 +103,19 @@ function realNVP(tensor, config) {
   return { logDensity, sample };
 }
 
+/** p(z|y): z = shift + scale · u of each class, with u from the prior. */
+export function priorByClass(tensor, { latent_dim: L }, classes) {
+  const [shift, logScale] = ["shift", "log_scale"].map((name) => tensor(`prior_by_class.${name}`, [classes, L]));
+  const at = (label, i) => label * L + (i % L);
+  return {
+    fromU: (u, label) => u.map((v, i) => shift[at(label, i)] + Math.exp(logScale[at(label, i)]) * v),
+    posteriorOfU: (mu, logvar, label) => ({
+      mu: mu.map((v, i) => (v - shift[at(label, i)]) * Math.exp(-logScale[at(label, i)])),
+      logvar: logvar.map((v, i) => v - 2 * logScale[at(label, i)]),
+    }),
+  };
+}
+
 const PRIORS = { standard, gaussian_mixture: gaussianMixture, vampprior: vampPrior, realnvp: realNVP };
 
 /** The prior named in `config`: logDensity(z, rows) -> [rows], and sample(random) -> [L]. */
