@@ -176,7 +176,7 @@ class RealNVP(Prior):
 
 
 class PriorByClass(nn.Module):
-    """p(z|y) for a label y, from any prior p(u): z = shift_y + scale_y · u with a learned shift and scale of each class.
+    """p(z|y) of a label y from any prior p(u): z = shift_y + scale_y · u, with a learned shift and scale of each class.
 
     With u ~ N(0, I), it is a normal distribution with a mean and a variance of each class (Sohn et al. 2015). The KL is
     that of the posterior of u to p(u): what is the same change of variable in both leaves it unchanged.
