@@ -92,6 +92,53 @@ def test_classes_have_names_and_images_colours_and_any_sides():
     assert vae.visualize_latent_manifold(model, num_samples=9).axes[0].get_images()[0].get_array().shape == (20, 26, 3)
 
 
+def cells(figure, count):
+    """The first `count` images of a figure with one row, [count, 784]."""
+    array = figure.axes[0].get_images()[0].get_array()
+    return torch.tensor(np.stack([array[:28, 29 * column :][:, :28].flatten() for column in range(count)])).float()
+
+
+@torch.no_grad()
+def test_a_conditional_model_is_shown_by_class(loader, digits):
+    torch.manual_seed(0)
+    model = VAE(hidden_dims=[32], latent_dim=2, conditional=True, classes=10)
+    model.label_images.normal_()
+    images, labels = digits.tensors
+    rebuilt = vae.visualize_reconstruction(model, loader, num_samples=4, binarization="none")
+    torch.testing.assert_close(cells(rebuilt, 4), images[:4].flatten(1))
+    array = rebuilt.axes[0].get_images()[0].get_array()[29:57, :28]
+    np.testing.assert_allclose(array.flatten(), model.reconstruct(images[:1], labels[:1])[0], atol=1e-6)
+    mu = model.encode(images, labels).mu
+    zeros = (labels == 0).nonzero()[:2, 0]
+    line = vae.visualize_interpolation(model, loader, num_samples=3)
+    assert [name.get_text() for name in line.axes[0].get_yticklabels()] == [f"{n} → {n}" for n in range(10)]
+    torch.testing.assert_close(cells(line, 3), model.interpolate(*mu[zeros], 3, labels=0))
+    samples = vae.generate_samples(model, "cpu", 9, generator=torch.Generator().manual_seed(1), labels=7)
+    expected = model.sample(9, torch.Generator().manual_seed(1), labels=7)
+    torch.testing.assert_close(cells(samples, 3), expected[:3])
+    means = vae.latent_means(model, loader)
+    torch.testing.assert_close(means[5], mu[labels == 5].mean(0))
+    sums = vae.visualize_latent_arithmetic(model, loader, terms=(4, 2, 3))
+    shown = torch.tensor(sums.axes[3].get_images()[0].get_array()).float().flatten()
+    torch.testing.assert_close(shown, model.images(means[4] - means[2] + means[3], 4))
+    grid = vae.visualize_latent_manifold(model, num_samples=4, label=6)
+    low, high = torch.distributions.Normal(0, 1).icdf(torch.tensor([0.025, 0.975]))
+    torch.testing.assert_close(cells(grid, 1)[0], model.images(torch.stack([low, high]), 6))
+    assert vae.visualize_latent_space(model, loader).legends
+
+
+def test_what_a_conditional_model_needs_is_said(digits):
+    model = VAE(hidden_dims=[32], latent_dim=2, conditional=True, classes=10)
+    for plot in (vae.visualize_reconstruction, vae.visualize_latent_space):
+        with pytest.raises(DataError, match=r"must yield \(images, labels\)"):
+            plot(model, DataLoader(digits.tensors[0], batch_size=8))
+    with pytest.raises(DataError, match="it takes a label from 0 to 9"):
+        vae.visualize_latent_manifold(model)
+    one_each = DataLoader(TensorDataset(digits.tensors[0][:2], torch.arange(2)), 2)
+    with pytest.raises(DataError, match="needs two images of a class"):
+        vae.visualize_interpolation(model, one_each)
+
+
 def test_a_missing_class_is_named(digits):
     images, labels = digits.tensors
     few = DataLoader(TensorDataset(images[labels < 2], labels[labels < 2]), batch_size=8)

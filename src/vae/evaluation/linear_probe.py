@@ -11,7 +11,7 @@ from vae.models.vae import VAE
 
 @torch.no_grad()
 def posterior_means(model: VAE, images: Tensor, params: EvaluateParams, labels: Tensor | None = None) -> Tensor:
-    """The means of q(z|x), [N, L], of `images` as the model gets them, uint8 [N, D] on the model's device.
+    """The means of q(z|x), [N, L], of `images` [N, D] as the model gets them, uint8 or floats in [0, 1].
 
     `labels` [N] are those that a conditional model takes.
     """

@@ -33,7 +33,7 @@ DEFAULTS = ModelParams()
 # 4,000 digits, a classifier finds 94 % of samples in the class that was asked for, and 90 % with a scale of 3.
 LABEL_SCALE = 10.0
 
-Labels = Tensor | npt.NDArray[Any] | int | None
+Labels = Tensor | npt.NDArray[Any] | Sequence[int] | int | None
 
 MOMENTS_FROM = 2**27  # pixel values at most, evenly spaced images: 0.5 GB as floats
 

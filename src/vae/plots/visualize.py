@@ -1,6 +1,7 @@
 """Figures of a model and a DataLoader in one call each: every function returns the Figure and saves it to `save_path`.
 
-The functions fetch and check the images and move the model to `device`; `image_grids` and `latents` plot.
+The functions fetch and check the images and move the model to `device`; `image_grids` and `latents` plot. Loaders of a
+conditional model yield labels, too.
 """
 
 import math
@@ -13,11 +14,12 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from vae.config import Binarization
+from vae.config import Binarization, EvaluateParams
 from vae.data.batches import has_labels, image_batch, label_batch
 from vae.data.binarization import binarize_once, to_float
 from vae.errors import ConfigError, DataError
-from vae.models.vae import VAE
+from vae.evaluation.linear_probe import posterior_means
+from vae.models.vae import VAE, Labels
 from vae.plots import image_grids, latents
 from vae.plots.figure import class_names, save
 from vae.plots.image_grids import shaped
@@ -38,9 +40,9 @@ def visualize_reconstruction(
     binarization: Binarization = "dynamic",
 ) -> Figure:
     """The first `num_samples` images of the loader, the binarized input of the model, and the reconstructions."""
-    original, _ = _first(model, dataloader, num_samples)
+    original, labels = _first(model, dataloader, num_samples, labelled=bool(model.classes))
     inputs = binarize_once(original, binarization)
-    rows = (original, inputs, _ready(model, device).reconstruct(inputs.to(device)))
+    rows = (original, inputs, _ready(model, device).reconstruct(inputs.to(device), labels))
     return _saved(image_grids.reconstructions(*(shaped(row, model.image_shape) for row in rows)), save_path)
 
 
@@ -56,10 +58,10 @@ def visualize_latent_space(
 
     `classes` are the names of labels.
     """
-    x, batches = _first(model, dataloader, num_samples)
-    labels = _labels(batches)[:num_samples].numpy() if has_labels(batches[0]) else None
-    mu = _posterior_means(model, x, device).numpy()
-    return _saved(latents.latent_space(mu, labels, classes=classes), save_path)
+    x, labels = _first(model, dataloader, num_samples, labelled=bool(model.classes) or None)
+    mu = posterior_means(_ready(model, device), x, EvaluateParams(), labels).cpu().numpy()
+    known = None if labels is None else labels.numpy()
+    return _saved(latents.latent_space(mu, known, classes=classes), save_path)
 
 
 def generate_samples(
@@ -68,10 +70,12 @@ def generate_samples(
     num_samples: int = 16,
     save_path: SavePath = None,
     generator: torch.Generator | None = None,
+    *,
+    labels: Labels = None,
 ) -> Figure:
-    """`num_samples` images decoded from samples of the prior. `model.sample` returns them as a tensor."""
+    """`num_samples` images of `model.sample`, to which `generator` and `labels` are given; that returns a tensor."""
     _check_positive(num_samples)
-    samples = shaped(_ready(model, device).sample(num_samples, generator), model.image_shape)
+    samples = shaped(_ready(model, device).sample(num_samples, generator, labels=labels), model.image_shape)
     return _saved(image_grids.generated_samples(samples, math.ceil(num_samples**0.5)), save_path)
 
 
@@ -86,27 +90,36 @@ def visualize_interpolation(
 ) -> Figure:
     """Rows of `num_samples` images between the first images of classes 0 and 1, of classes 2 and 3, and so on.
 
-    `classes` are the names of labels.
+    Those of a conditional model are between the first two images of each class. `classes` are the names of labels.
     """
     mu, labels = _labelled_means(model, dataloader, device)
-    first = dict(zip(labels.unique().tolist(), first_of_each_class(labels).tolist(), strict=True))
-    pairs = list(zip(list(first)[::2], list(first)[1::2], strict=False))
+    first = first_of_each_class(labels).tolist()
+    pairs = list(zip(first[::2], first[1::2], strict=False))
+    if model.classes:
+        pairs = [(a, int(b)) for a in first for b in (labels == labels[a]).nonzero()[1:2]]
     if not pairs:
-        raise DataError(f"an interpolation needs images of two classes, the DataLoader has labels {list(first)}")
+        needed = "two images of a class" if model.classes else "images of two classes"
+        raise DataError(f"an interpolation needs {needed}, the DataLoader has labels {labels[first].tolist()}")
     lines = [
-        model.interpolate(mu[first[a]].to(device), mu[first[b]].to(device), num_samples, spherical) for a, b in pairs
+        model.interpolate(mu[a].to(device), mu[b].to(device), num_samples, spherical, labels=labels[a])
+        for a, b in pairs
     ]
-    names = [(a, b) for a, b in (class_names(pair, classes) for pair in pairs)]
+    names = [(a, b) for a, b in (class_names(labels[list(pair)].tolist(), classes) for pair in pairs)]
     images = shaped(torch.cat(lines), model.image_shape)
     return _saved(image_grids.interpolation(images, num_samples, names, spherical), save_path)
 
 
 def visualize_latent_manifold(
-    model: VAE, device: Device = "cpu", num_samples: int = MANIFOLD_SIDE**2, save_path: SavePath = None
+    model: VAE,
+    device: Device = "cpu",
+    num_samples: int = MANIFOLD_SIDE**2,
+    save_path: SavePath = None,
+    *,
+    label: int | None = None,
 ) -> Figure:
     """Images decoded from a square grid of about `num_samples` quantiles of a 2-D latent space.
 
-    Raises ConfigError where the latent space is not 2-D.
+    Of a conditional model, they are of the class `label`. Raises ConfigError where the latent space is not 2-D.
     """
     latent_dim = model.params.latent_dim
     if latent_dim != 2:
@@ -116,7 +129,7 @@ def visualize_latent_manifold(
         )
     side = max(2, math.isqrt(num_samples))
     with torch.no_grad():
-        decoded = shaped(_ready(model, device).images(prior_grid(side).to(device)), model.image_shape)
+        decoded = shaped(_ready(model, device).images(prior_grid(side).to(device), label), model.image_shape)
     return _saved(image_grids.latent_manifold(decoded, side), save_path)
 
 
@@ -128,14 +141,18 @@ def visualize_latent_arithmetic(
     save_path: SavePath = None,
     classes: Sequence[str] = (),
 ) -> Figure:
-    """The decoded mean latents of the classes a, b and c in `terms`, and of a − b + c; `classes` name the labels."""
+    """The decoded mean latents of the classes a, b and c in `terms`, and of a − b + c; `classes` name the labels.
+
+    A conditional model decodes a − b + c as class a.
+    """
     means = latent_means(model, dataloader, device)
     missing = [label for label in terms if label not in means]
     if missing:
         raise DataError(f"the DataLoader has no images labelled {missing}, only {sorted(means)}")
     a, b, c = (means[label] for label in terms)
     with torch.no_grad():
-        decoded = shaped(model.images(torch.stack([a, b, c, a - b + c]).to(device)), model.image_shape)
+        images = model.images(torch.stack([a, b, c, a - b + c]).to(device), [*terms, terms[0]])
+    decoded = shaped(images, model.image_shape)
     return _saved(image_grids.latent_arithmetic(decoded, class_names(terms, classes)), save_path)
 
 
@@ -165,39 +182,33 @@ def _check_positive(num_samples: int) -> None:
         raise ConfigError(f"num_samples is {num_samples}, allowed is 1 or more")
 
 
-def _first(model: VAE, dataloader: DataLoader[Any], num_samples: int | None) -> tuple[Tensor, list[Any]]:
-    """The first `num_samples` images of the loader (None: all) as floats [N, D], and the batches that they are from.
+def _first(
+    model: VAE, dataloader: DataLoader[Any], num_samples: int | None, *, labelled: bool | None
+) -> tuple[Tensor, Tensor | None]:
+    """The first `num_samples` images of the loader (None: all) as floats [N, D], and if `labelled` their labels [N].
 
-    Raises DataError where there are none, or `image_batch` refuses them.
+    With `labelled` None, labels are returned if there are any. Raises DataError where there are no images, or
+    `image_batch` or `label_batch` refuses them.
     """
     _check_positive(1 if num_samples is None else num_samples)
     found: list[Tensor] = []
-    batches: list[Any] = []
+    labels: list[Tensor] = []
     for batch in dataloader:
         found.append(to_float(image_batch(batch, model.input_dim)).cpu())
-        batches.append(batch)
+        if labelled or (labelled is None and has_labels(batch)):
+            labels.append(label_batch(batch).cpu())
         if num_samples is not None and sum(map(len, found)) >= num_samples:
             break
     if not sum(map(len, found)):
         raise DataError("the DataLoader yields no images")
-    return torch.cat(found)[:num_samples], batches
+    return torch.cat(found)[:num_samples], torch.cat(labels)[:num_samples] if labels else None
 
 
 def _labelled_means(model: VAE, dataloader: DataLoader[Any], device: Device) -> tuple[Tensor, Tensor]:
     """The posterior means [N, L] of all images of the loader, and their labels [N]."""
-    x, batches = _first(model, dataloader, None)
-    return _posterior_means(model, x, device), _labels(batches)
-
-
-def _labels(batches: list[Any]) -> Tensor:
-    return torch.cat([label_batch(batch).cpu() for batch in batches])
-
-
-@torch.no_grad()
-def _posterior_means(model: VAE, x: Tensor, device: Device) -> Tensor:
-    """The posterior means [N, L] of images [N, D]."""
-    _ready(model, device)
-    return torch.cat([model.encode(batch.to(device))[0].cpu() for batch in x.split(1024)])
+    x, labels = _first(model, dataloader, None, labelled=True)
+    assert labels is not None
+    return posterior_means(_ready(model, device), x, EvaluateParams(), labels).cpu(), labels
 
 
 def _saved(figure: Figure, path: SavePath) -> Figure:
