@@ -1,11 +1,12 @@
 """Train the VAE: data/raw -> models/vae.safetensors, metrics/train.json, metrics/history.csv."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 from vae.config import Params
 from vae.device import resolve
-from vae.files import rounded, sha256, write_json
+from vae.files import project_root, rounded, sha256, write_json
 from vae.training.distributed import is_first, launch, process_group
 from vae.workflow.command_line import RESUMED, run_stage
 from vae.workflow.stages import METRICS, MODEL, RAW, RUN, checkpoint_folder, read_dataset, run_facts
@@ -16,7 +17,10 @@ def main(params: Params) -> None:
     """Train, save the weights of the best epoch, and open the MLflow run that later stages add to."""
     if launch(params.train.nproc):
         return
-    dataset, hardware = read_dataset(), resolve(params.train)
+    # What torch.compile generates is kept, so that the next training starts sooner.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(project_root() / ".ckpt" / "inductor"))
+    dataset = read_dataset()
+    hardware = resolve(params.train, dataset["counts"]["train"])
     checkpoints = checkpoint_folder("train", params, hardware)
     with process_group(hardware.device, params.train.timeout):
         if is_first():

@@ -1,5 +1,9 @@
 """Devices, precision and torch.compile: what `auto` resolves to, and what is refused."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -73,11 +77,18 @@ def test_no_tf32_is_left_in_full_fp32_and_the_settings_are_restored(precision):
         torch.set_float32_matmul_precision(initial)
 
 
-def test_auto_compiles_on_cuda_only(monkeypatch):
+def test_auto_compiles_on_cuda_and_long_trainings_on_a_cpu(monkeypatch):
+    monkeypatch.setattr(vae.device, "_missing_for_compile", lambda _: "")
+    on_cpu = TrainParams(device="cpu", precision="fp32", epochs=20)
+    assert str(resolve(on_cpu, 50_000)).endswith("fp32, compiled")
+    assert str(resolve(on_cpu, 49_999)).endswith("fp32, eager (compiling pays off from 1,000,000 images)")
+    assert resolve(on_cpu.model_copy(update={"compile": True})).compile
+    assert not resolve(on_cpu.model_copy(update={"compile": False}), 50_000).compile
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert resolve(on_cpu, 50_000).eager_reason == "several processes"
+    monkeypatch.delenv("WORLD_SIZE")
     cuda(monkeypatch)
     assert str(resolve(TrainParams())) == "cuda (Some GPU), fp32, compiled"
-    assert not resolve(TrainParams(device="cpu")).compile
-    assert resolve(TrainParams(device="cpu", compile=True)).compile
 
 
 @pytest.mark.parametrize(
@@ -106,7 +117,16 @@ def test_compiling_on_the_cpu_needs_a_cpp_compiler(tmp_path, monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(ConfigError, match=r"train.compile is true, but there is no C\+\+ compiler '.*' \(.*CXX"):
         resolve(TrainParams(device="cpu", compile=True))
-    compiler = tmp_path / "my-compiler"
-    compiler.touch(0o755)
-    monkeypatch.setenv("CXX", str(compiler))
-    assert resolve(TrainParams(device="cpu", compile=True)).compile
+    assert "there is no C++ compiler" in resolve(TrainParams(device="cpu", epochs=1), 1_000_000).eager_reason
+
+
+@pytest.mark.slow
+def test_auto_runs_eagerly_where_the_cpp_compiler_does_not_work(tmp_path):
+    """In a process of its own: torch remembers its choice of a compiler."""
+    compiler = tmp_path / "g++"
+    compiler.write_text("#!/bin/sh\nexit 1")
+    compiler.chmod(0o755)
+    code = "from vae.device import *; print(resolve(TrainParams(device='cpu', epochs=1), 1_000_000))"
+    environment = os.environ | {"CXX": str(compiler), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    out = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
+    assert "eager (torch.compile fails here: InvalidCxxCompiler" in out.stdout

@@ -261,7 +261,7 @@ class TrainParams(Section):
     precision: Precision = "auto"
     """Precision of the matrix products; auto is bf16 where the hardware supports it."""
     compile: bool | Literal["auto"] = "auto"
-    """Compile the training step; auto: on CUDA."""
+    """Compile the training step; auto: on CUDA, and on a CPU for 1,000,000 images or more over all epochs."""
     mmd: NonNegativeFloat = 0.0
     """Weight of the squared MMD between posterior samples and prior in the loss, in nats; 0: not computed."""
     nproc: PositiveInt = 1

@@ -1,5 +1,7 @@
 """Hardware: the settings `device`, `precision` and `compile`, with `auto` resolved to what this machine has."""
 
+import functools
+import logging
 import os
 import shutil
 import sys
@@ -14,12 +16,15 @@ import torch
 from vae.config import TrainParams
 from vae.errors import ConfigError
 
+# Images to train on, over all epochs: here, compiling on a CPU takes about as long as it saves (docs/speed.md).
+COMPILE_FROM = 1_000_000
+
 
 @dataclass(frozen=True)
 class Hardware:
     """A device, the precision of its matrix products ("fp32" or "bf16"), and whether the training step is compiled.
 
-    `eager_reason` says what `compile: auto` found missing, if anything.
+    `eager_reason` says why `compile: auto` does not compile.
     """
 
     device: torch.device
@@ -40,17 +45,18 @@ class Hardware:
         return f"{self.device}{name}{threads}, {self.precision}, {mode}{reason}"
 
 
-def resolve(params: TrainParams) -> Hardware:
-    """Resolve `device`, `precision` and `compile` of `params`.
+def resolve(params: TrainParams, images: int = 0) -> Hardware:
+    """Resolve `device`, `precision` and `compile` of `params`, for a training set of `images`.
 
     Raises ConfigError if this machine lacks what is asked for by name.
     """
     device = _device(params.device)
-    wanted = device.type == "cuda" if params.compile == "auto" else params.compile
-    missing = _missing_for_compile(device) if wanted else ""
-    if missing and params.compile is True:
-        raise ConfigError(f"train.compile is true, but {missing} (allowed is auto, which then runs without it)")
-    return Hardware(device, _precision(params.precision, device), wanted and not missing, missing)
+    reason = _against_compiling(device, params.epochs * images) if params.compile == "auto" else ""
+    if params.compile and not reason:
+        reason = _missing_for_compile(device)
+        if reason and params.compile is True:
+            raise ConfigError(f"train.compile is true, but {reason} (allowed is auto, which then runs without it)")
+    return Hardware(device, _precision(params.precision, device), bool(params.compile) and not reason, reason)
 
 
 @contextmanager
@@ -109,6 +115,17 @@ def _has_fast_bf16(device: torch.device) -> bool:
     return False
 
 
+def _against_compiling(device: torch.device, images: int) -> str:
+    """Why a training on `images` images is not worth compiling on `device`: "" if it is."""
+    if device.type == "mps":
+        return "on mps"
+    if device.type == "cpu" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        return "several processes"
+    if device.type == "cpu" and images < COMPILE_FROM:
+        return f"compiling pays off from {COMPILE_FROM:,} images"
+    return ""
+
+
 def _missing_for_compile(device: torch.device) -> str:
     """What torch.compile lacks on `device`: "" if nothing. It generates C++ for CPUs and Triton kernels for GPUs."""
     if device.type == "cuda":
@@ -123,4 +140,16 @@ def _missing_for_compile(device: torch.device) -> str:
         compiler = os.environ.get("CXX") or {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
         if not shutil.which(compiler):
             return f"there is no C++ compiler '{compiler}' (the environment variable CXX names another one)"
+        return _failure_to_compile()
+    return ""
+
+
+@functools.cache
+def _failure_to_compile() -> str:
+    """Why a compiled function does not run on the CPU: "" if it does. Python's or OpenMP's headers may be missing."""
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns where there is no GPU
+    try:
+        torch.compile(torch.neg)(torch.ones(8))
+    except Exception as error:
+        return f"torch.compile fails here: {str(error).strip().splitlines()[0]}"
     return ""

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.distributions import Bernoulli, Categorical, Independent, MixtureSameFamily, Normal, kl_divergence
 
+from vae.checkpoints import Checkpoints
 from vae.config import ModelParams, TrainParams
 from vae.data.binarization import binarize_once, to_float
 from vae.data.datasets import Split
@@ -409,7 +410,10 @@ def test_the_training_step_is_one_graph(objective, monkeypatch):
 
 @pytest.mark.slow
 def test_the_ninth_model_of_a_process_is_compiled_too(monkeypatch):
-    """PyTorch compiles at most 8 variants of a function, and silently runs further ones eagerly."""
+    """PyTorch compiles at most 8 variants of a function, and silently runs further ones eagerly.
+
+    Each model is compiled once, for batches of 200: the last one of an epoch, with 100 images, runs eagerly.
+    """
     graphs, compile_ = [], torch.compile
 
     def backend(graph, _):
@@ -419,7 +423,7 @@ def test_the_ninth_model_of_a_process_is_compiled_too(monkeypatch):
     monkeypatch.setattr("vae.training.loop.torch.compile", lambda step, **_: compile_(step, backend=backend))
     for latents in range(1, 11):
         model = VAE.from_params(SMALL.model_copy(update={"latent_dim": latents}), 0)
-        fit(model, TRAIN, VALIDATION, TrainParams(epochs=1, batch_size=300), COMPILED)
+        fit(model, TRAIN, VALIDATION, TrainParams(epochs=2, batch_size=200), COMPILED)
         assert len(graphs) == latents
 
 
@@ -429,6 +433,21 @@ def test_a_compiled_step_trains_to_the_same_metrics():
     params = {"epochs": 2, "batch_size": 100} | OBJECTIVES["DReG"]
     (_, fitted), (_, reference) = train(params, hardware=COMPILED), train(params)
     assert fitted.best["val/neg_elbo"] == pytest.approx(reference.best["val/neg_elbo"], rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on the CPU")
+def test_a_compiled_training_resumes_bit_for_bit(tmp_path):
+    def interrupt(record):
+        if record["epoch"] == 3:
+            raise KeyboardInterrupt
+
+    whole, fitted = train({"epochs": 4}, hardware=COMPILED)
+    with pytest.raises(KeyboardInterrupt):
+        train({"epochs": 4}, hardware=COMPILED, on_epoch=interrupt, checkpoints=Checkpoints(tmp_path))
+    resumed, continued = train({"epochs": 4}, hardware=COMPILED, checkpoints=Checkpoints(tmp_path))
+    assert torch.equal(weights(resumed), weights(whole))
+    assert continued.history[3]["val/neg_elbo"] == fitted.history[3]["val/neg_elbo"]
 
 
 def test_training_computes_in_full_fp32_and_restores_the_setting():

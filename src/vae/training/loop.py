@@ -352,8 +352,16 @@ def _step_function(model: nn.Module, params: TrainParams, hardware: Hardware) ->
     torch.compiler.reset()  # PyTorch keeps 8 variants of a function: the next model's step would silently run eagerly
     # "reduce-overhead" is CUDA graphs: launching the kernels of a step this small takes longer than running them.
     mode = "reduce-overhead" if hardware.device.type == "cuda" else "default"
-    compiled: Step = torch.compile(step, mode=mode, dynamic=False)  # two variants: a full batch, and the last one
-    return compiled
+    compiled: Step = torch.compile(step, mode=mode, dynamic=False)
+    size = 0
+
+    def compiled_for_the_first_size(x: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Compiling a second graph, for the last, smaller batch of each epoch, takes longer than it saves."""
+        nonlocal size
+        size = size or len(x)
+        return (compiled if len(x) == size else step)(x, *others)
+
+    return compiled_for_the_first_size
 
 
 def _given(labels: Tensor | None) -> dict[str, Tensor]:

@@ -56,7 +56,7 @@ class _Setup:
         images = {"image_shape": dataset["image_shape"], "classes": len(dataset["classes"])}
         model = VAE.from_params(params.resolved_model, params.seed, **images)
         model.initialize_from_data(train.images)
-        return cls(params, resolve(params.train), model, train, validation)
+        return cls(params, resolve(params.train, dataset["counts"]["train"]), model, train, validation)
 
     def fit(self, on_epoch: OnEpoch | None = None, checkpoints: Checkpoints | None = None) -> Fitted:
         return fit(
