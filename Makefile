@@ -9,7 +9,7 @@ export DVC_NO_ANALYTICS := 1
 
 # make train EPOCHS=2 LATENT_DIM=8 BETA=4 …; make search TRIALS=60 WORKERS=4 …
 # Only variables on make's command line become flags, not those of the environment; the shell sees them quoted.
-unexport BASE URL ENDPOINT FROM EPOCHS BATCH_SIZE LATENT_DIM BETA LEARNING_RATE TRIALS WORKERS FINALISTS RECIPES QUICK MODEL FORCE PORT IMAGES FIT CHAINS TEMPERATURES
+unexport TORCH PEERS BASE URL ENDPOINT FROM EPOCHS BATCH_SIZE LATENT_DIM BETA LEARNING_RATE TRIALS WORKERS FINALISTS RECIPES QUICK MODEL FORCE PORT IMAGES FIT CHAINS TEMPERATURES
 given = $(if $(filter command,$(origin $(1))),$(value $(1)))
 quoted = '$(subst ','\'',$(1))'
 flag = $(if $(call given,$(2)),--$(1)=$(call quoted,$(call given,$(2))))
@@ -19,8 +19,12 @@ TRAIN_FLAGS = $(call flag,epochs,EPOCHS) $(call flag,batch_size,BATCH_SIZE) $(ca
 PUBLISHED_FLAGS = $(foreach recipe,$(call given,RECIPES),$(call quoted,$(recipe))) $(call flag,epochs,EPOCHS)
 AIS_FLAGS = $(call flag,images,IMAGES) $(call flag,chains,CHAINS) $(call flag,temperatures,TEMPERATURES)
 SEARCH_FLAGS = $(call flag,n_trials,TRIALS) $(call flag,epochs,EPOCHS) $(call flag,workers,WORKERS) $(call flag,finalists,FINALISTS)
+# Without the CUDA libraries. pip takes 2.14.1+cpu from there, which is a later version than PyPI's 2.14.1.
+TORCH_INDEX = $(if $(filter cpu,$(call given,TORCH)),--extra-index-url https://download.pytorch.org/whl/cpu)
 
 # The variables that each target takes. Others on the command line are refused, or a mistyped one would start everything.
+names_setup := TORCH
+names_bench := PEERS
 names_train := EPOCHS BATCH_SIZE LATENT_DIM BETA LEARNING_RATE NPROC
 names_search := TRIALS EPOCHS WORKERS FINALISTS
 names_adopt := FROM
@@ -39,7 +43,7 @@ names := $(foreach goal,$(MAKECMDGOALS),$(names_$(goal))) PYTHON
 unknown := $(filter-out $(names),$(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
 $(if $(unknown),$(error $(strip make $(MAKECMDGOALS)) has no $(unknown:%=%=): there are $(names:%=%=)))
 
-.PHONY: help setup repro explore compare train search adopt dashboard examples theory ui sync register promote rollback why restore serve score remote stack report test test-slow torture lint audit format bench ais anomalies published speedrun load clean
+.PHONY: help setup repro explore compare train search adopt dashboard examples theory ui sync register promote rollback why restore serve score remote stack report test test-slow torture lint audit format bench scaling ais anomalies published speedrun load clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -49,10 +53,10 @@ $(READY): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: $(PYTHON) is older than Python 3.11: say make PYTHON=<a newer one>" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV) || { echo "error: $(PYTHON) has no venv (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[dev]'
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH_INDEX) -c requirements.lock -e '.[dev]'
 	@touch $@
 
-setup: $(READY)  ## Create .venv with the pinned dependencies (PYTHON=python3.12 chooses the interpreter)
+setup: $(READY)  ## Create .venv with the pinned dependencies: PYTHON=python3.12 chooses the interpreter, TORCH=cpu a torch without CUDA
 
 repro: $(READY)  ## Run the pipeline: download, train, evaluate, render, explorer; only what changed
 	@python -m vae.config
@@ -155,10 +159,13 @@ format: $(READY)  ## Put the code in shape
 	ruff check --fix .
 	ruff format .
 
-bench: $(READY)  ## Measure training, NLL and search: against common recipes, the matrix products, one worker
-	python benchmarks/speed.py
+bench: $(READY)  ## Measure training, NLL and search: against common recipes, the matrix products, one worker; PEERS=1: and pythae
+	python benchmarks/speed.py $(if $(call given,PEERS),peers)
 	python benchmarks/nll.py
 	python benchmarks/workers.py
+
+scaling: $(READY)  ## Measure how time and memory grow with latents, widths, images, samples and prior components
+	python benchmarks/scaling.py
 
 published: $(READY)  ## Train recipes and compare with published test NLLs: RECIPES="mlp ladder", EPOCHS= to shorten them
 	python benchmarks/published.py $(PUBLISHED_FLAGS)

@@ -1,4 +1,4 @@
-"""How fast `fit()` trains, compared with a common training loop and with the matrix products alone.
+"""How fast `fit()` trains, compared with a common training loop, pythae and the matrix products alone.
 
 `make bench` measures all contenders alternately and keeps the best turn of each: on a shared machine, ratios are less
 noisy than timings. Writes benchmarks/speed.json.
@@ -12,9 +12,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -25,20 +28,27 @@ from torchvision import datasets, transforms
 
 from timing import best_rates, rate
 from vae import tracking
-from vae.config import DataParams, Params, TrainParams
+from vae.config import DataParams, EvaluateParams, ModelParams, Params, TrainParams
+from vae.data.batches import ShuffledBatches
+from vae.data.binarization import binarize_once
 from vae.data.datasets import FILES, Split, gunzip, load, split_validation
 from vae.data.download import fetch
-from vae.device import Hardware, resolve
+from vae.device import COMPILE_FROM, Hardware, resolve
+from vae.evaluation.likelihood import evaluate
 from vae.files import write_json
 from vae.models.vae import VAE
-from vae.training.loop import Record, fit
+from vae.training.loop import Record, _step_function, fit
+from vae.training.optimizers import make_optimizers
 from vae.workflow.command_line import errors_in_one_line
 from vae.workflow.stages import mnist_dir
 
 PROJECT = Path(__file__).resolve().parents[1]
 OUTPUT = PROJECT / "benchmarks" / "speed.json"
-TURNS = 3
+TURNS = 2
 BATCH = 128
+EPOCHS, IMAGES = 2, 20_000  # of a turn of `fit()`
+PEERS = PROJECT / "results" / "peers"
+PACKAGES = ("pythae==0.1.2", "imageio==2.37.0")  # what pythae needs beside the packages of this project
 
 
 def small_vae() -> VAE:
@@ -82,58 +92,153 @@ def common_recipe(root: Path, device: torch.device) -> float:
     return len(loader.dataset) / (time.perf_counter() - started)  # type: ignore[arg-type]
 
 
-def ours(train: Split, hardware: Hardware) -> float:
-    """Images per second of `fit()` on the same grey images; the first epoch is a warm-up."""
+@dataclass(frozen=True)
+class Network:
+    """A network and the batch size that it is trained with."""
+
+    make: Callable[[], VAE]
+    params: TrainParams
+
+
+NETWORKS = {
+    "784-400-20": Network(small_vae, TrainParams(batch_size=128, optimizer="adam")),
+    "784-400-20, batch 512": Network(small_vae, TrainParams(batch_size=512, optimizer="adam")),
+    "default": Network(lambda: VAE.from_params(ModelParams(), seed=0), TrainParams()),
+}
+
+
+def ours(network: Network, train: Split, hardware: Hardware) -> float:
+    """Images per second of `fit()`; the first epoch, in which the step is compiled, is a warm-up."""
     records: list[Record] = []
-    few = train.rows(slice(BATCH))
-    params = TrainParams(epochs=3, batch_size=BATCH, optimizer="adam")  # as the common recipe
-    fit(small_vae(), train, few, params, hardware, binarization="none", on_epoch=records.append)
+    params = network.params.model_copy(update={"epochs": 1 + EPOCHS})
+    fit(network.make(), train, train.rows(slice(128)), params, hardware, on_epoch=records.append)
     return max(record["train/images_per_second"] for record in records[1:])
 
 
-def products(hardware: Hardware) -> float:
-    """Images per second if a training step consisted of its matrix products only."""
-    dtype = torch.bfloat16 if hardware.precision == "bf16" else torch.float32
-    layers = []
-    for number, layer in enumerate(m for m in small_vae().modules() if isinstance(m, torch.nn.Linear)):
-        x = torch.randn(BATCH, layer.in_features, device=hardware.device, dtype=dtype)
-        weight = layer.weight.detach().to(hardware.device, dtype)
-        gradient = torch.randn(BATCH, layer.out_features, device=hardware.device, dtype=dtype)
+def products(network: Network, hardware: Hardware) -> float:
+    """Images per second if a training step consisted of its matrix products only; those of a flow are in fp32."""
+    batch, layers = network.params.batch_size, []
+    linear = [(name, part) for name, part in network.make().named_modules() if isinstance(part, torch.nn.Linear)]
+    for number, (name, layer) in enumerate(linear):
+        half = hardware.precision == "bf16" and not name.startswith("prior.")
+        weight = layer.weight.detach().to(hardware.device, torch.bfloat16 if half else torch.float32)
+        x, gradient = weight.new_ones(batch, layer.in_features), weight.new_ones(batch, layer.out_features)
         layers.append((x, weight, gradient, number > 0))  # the images need no gradient
 
     def steps() -> int:
-        for _ in range(50):
+        for _ in range(10):
             for x, weight, gradient, needs_input_gradient in layers:
                 torch.mm(x, weight.T)
                 torch.mm(gradient.T, x)
                 if needs_input_gradient:
                     torch.mm(gradient, weight)
-        return 50 * BATCH
+        return 10 * batch
 
-    return rate(steps, hardware.device, seconds=3.0)
+    return rate(steps, hardware.device, seconds=1.0)
 
 
-def measure_speed(raw: Path, root: Path, train: Split) -> dict[str, dict[str, float]]:
-    """Images per second of each contender, and ratios between contenders."""
+def parts_of_a_step(network: Network, train: Split, hardware: Hardware) -> dict[str, float]:
+    """Milliseconds of the parts of a training step, and of a whole one of `fit()`, which was measured separately."""
+    model, params, device = network.make().to(hardware.device), network.params, hardware.device
+    generator = torch.Generator(device).manual_seed(0)
+    batches = ShuffledBatches(train.images, params.batch_size, "dynamic", generator)
+    step, optimizers = _step_function(model, params, hardware), make_optimizers(model, params)
+    seconds = dict.fromkeys(("data", "forward", "backward", "optimizer"), 0.0)
+    clock = time.perf_counter
+
+    def done(part: str, started: float) -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds[part] += clock() - started
+        return clock()
+
+    for epoch in range(2):
+        if epoch:  # the first one is a warm-up
+            seconds = dict.fromkeys(seconds, 0.0)
+        started = clock()
+        for x, _ in batches:
+            noise = torch.randn(len(x), 1, model.noise_dim, generator=generator, device=device)
+            started = done("data", started)
+            loss, *_ = step(x, None, noise, torch.ones((), device=device), None)
+            started = done("forward", started)
+            model.zero_grad()
+            loss.backward()
+            started = done("backward", started)
+            for optimizer in optimizers:
+                optimizer.step()
+            started = done("optimizer", started)
+    parts = {name: 1000 * value / len(batches) for name, value in seconds.items()}
+    parts["fit()"] = 1000 * params.batch_size / ours(network, train, hardware)
+    return {name: round(value, 2) for name, value in parts.items()}
+
+
+def have_peers() -> bool:
+    """Install pythae into a folder of its own, unless it is there; False where that fails."""
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(PEERS), *PACKAGES]
+    if PEERS.is_dir() or not subprocess.run(command).returncode:
+        return True
+    print("pythae is left out: it could not be installed", file=sys.stderr)
+    return False
+
+
+def peers(train: Split, folder: Path) -> dict[str, float]:
+    """Images per second of pythae's trainer, and images × samples per second of its NLL, in a process of its own."""
+    np.save(folder / "images.npy", train.images.numpy())
+    command = [sys.executable, str(PROJECT / "benchmarks" / "peers.py"), str(folder / "images.npy")]
+    environment = os.environ | {"PYTHONPATH": str(PEERS)}
+    rates: dict[str, float] = json.loads(
+        subprocess.run(command, check=True, capture_output=True, env=environment).stdout.splitlines()[-1]
+    )
+    return rates
+
+
+def measure_speed(raw: Path, root: Path, train: Split, with_peers: bool) -> dict[str, Any]:
+    """Images per second of each contender, by network."""
     folder = root / "MNIST" / "raw"  # where torchvision expects the files, unpacked
     folder.mkdir(parents=True)
     for name in (name for pair in FILES.values() for name in pair):
         (folder / name).write_bytes(gunzip((raw / f"{name}.gz").read_bytes(), name))
-    fast = resolve(TrainParams())
-    plain = Hardware(fast.device, "fp32", fast.compile)
-    contenders: dict[str, Callable[[], float]] = {
-        "common_recipe": lambda: common_recipe(root, fast.device),
-        "fp32": lambda: ours(train, plain),
-        "products_fp32": lambda: products(plain),
-        "auto": lambda: ours(train, fast),
-        "products_auto": lambda: products(fast),
+    fast = resolve(TrainParams(), images=COMPILE_FROM)
+    hardware = {
+        f"{precision}, {'compiled' if compiled else 'eager'}": Hardware(fast.device, precision, compiled)
+        for precision in dict.fromkeys(("fp32", fast.precision))
+        for compiled in dict.fromkeys((False, fast.compile))
     }
-    speed = best_rates(contenders, TURNS, "images")
-    return {
-        "images_per_second": {name: round(value) for name, value in speed.items()},
-        "ratio": {name: round(speed[name] / speed["common_recipe"], 2) for name in ("fp32", "auto")},
-        "matmul_fraction": {name: round(speed[name] / speed[f"products_{name}"], 2) for name in ("fp32", "auto")},
-    }
+    result: dict[str, Any] = {"images_per_second": {}, "milliseconds_of_a_step": {}}
+    for name, network in NETWORKS.items():
+        contenders: dict[str, Callable[[], float]] = {}
+        if name == "784-400-20":
+            contenders["common recipe"] = lambda: common_recipe(root, fast.device)
+            if with_peers:
+                contenders["pythae"] = lambda: peers(train, root)["train"]
+        for kind, settings in hardware.items():
+            contenders[kind] = partial(ours, network, train, settings)
+        for precision in dict.fromkeys(("fp32", fast.precision)):
+            contenders[f"{precision}, products"] = partial(products, network, hardware[f"{precision}, eager"])
+        print(name)
+        rates = best_rates(contenders, TURNS, "images")
+        result["images_per_second"][name] = {kind: round(rate) for kind, rate in rates.items()}
+        parts = partial(parts_of_a_step, network, train)
+        result["milliseconds_of_a_step"][name] = {
+            kind: parts(settings) for kind, settings in hardware.items() if settings.precision == fast.precision
+        }
+    if with_peers:
+        few = train.rows(slice(256))
+        nll = {"pythae": lambda: peers(few, root)["nll"], "evaluate()": lambda: nll_rate(train)}
+        result["nll"] = {name: round(rate) for name, rate in best_rates(nll, TURNS, "latents").items()}
+    return result
+
+
+def nll_rate(train: Split) -> float:
+    """Images × samples per second of `evaluate()` for 784-400-20, in fp32, as `peers` measures pythae's."""
+    targets, params = binarize_once(train.images[:4], "dynamic"), EvaluateParams(importance_samples=5000)
+    model = small_vae()
+
+    def estimate() -> int:
+        evaluate(model, targets, None, params)
+        return len(targets) * params.importance_samples
+
+    return rate(estimate, torch.device("cpu"), seconds=2.0)
 
 
 def measure_tracking(dataset: dict[str, Any], train: Split, folder: Path) -> float:
@@ -157,9 +262,9 @@ def measure_tracking(dataset: dict[str, Any], train: Split, folder: Path) -> flo
 
 
 def measure_noop(folder: Path) -> float:
-    """Seconds of a `dvc repro` without changes, divided by those of four stages that copy a file."""
+    """Seconds of a `dvc repro` without changes, divided by those of five stages that copy a file."""
     ours, trivial = folder / "ours", folder / "trivial"
-    for name in ("pipeline", "src", "params.yaml", "dvc.yaml", ".dvcignore", ".gitignore"):
+    for name in ("pipeline", "src", "data/images", "params.yaml", "dvc.yaml", ".dvcignore", ".gitignore"):
         copy = shutil.copytree if (PROJECT / name).is_dir() else shutil.copy
         (ours / name).parent.mkdir(parents=True, exist_ok=True)
         copy(PROJECT / name, ours / name)
@@ -170,14 +275,14 @@ def measure_noop(folder: Path) -> float:
     (trivial / "0.txt").write_text("0")
     stages = {
         f"stage{n}": {"cmd": f"cp {n}.txt {n + 1}.txt", "deps": [f"{n}.txt"], "outs": [f"{n + 1}.txt"]}
-        for n in range(4)
+        for n in range(5)
     }
     (trivial / "dvc.yaml").write_text(json.dumps({"stages": stages}))
     for repo in (ours, trivial):
         for command in (["git", "init", "-q"], ["dvc", "init", "-q", "-f"], ["dvc", "repro", "-q"]):
             subprocess.run(command, cwd=repo, check=True, stdout=subprocess.DEVNULL)
     best = dict.fromkeys((ours, trivial), float("inf"))
-    for _ in range(2 * TURNS):
+    for _ in range(3 * TURNS):
         for repo in best:
             started = time.perf_counter()
             subprocess.run(["dvc", "repro", "-q"], cwd=repo, check=True)
@@ -187,20 +292,32 @@ def measure_noop(folder: Path) -> float:
 
 def table(result: dict[str, Any]) -> str:
     """The result in Markdown, as docs/speed.md shows it."""
-    speed, ratio, fraction = result["images_per_second"], result["ratio"], result["matmul_fraction"]
-    rows = [["DataLoader, ToTensor, `.item()`", f"{speed['common_recipe']:,}", "1.00", ""]]
-    rows += [[f"`fit()`, {name}", f"{speed[name]:,}", f"{ratio[name]:.2f}", f"{fraction[name]:.0%}"] for name in ratio]
-    columns = ["", "images/s", "× common recipe", "of the matrix products alone"]
-    markdown = pd.DataFrame(rows, columns=columns).to_markdown(index=False, disable_numparse=True)
+    rows, steps = [], []
+    baseline = result["images_per_second"]["784-400-20"]["common recipe"]
+    for network, rates in result["images_per_second"].items():
+        for kind, speed in rates.items():
+            times = "" if network == "default" else f"{speed / baseline:.2f}"
+            products = rates.get(f"{kind.partition(',')[0]}, products")
+            rows.append([network, kind, f"{speed:,}", times, f"{speed / products:.0%}" if products else ""])
+        for kind, parts in result["milliseconds_of_a_step"][network].items():
+            steps.append([network, kind, *(f"{value:.2f}" for value in parts.values())])
+    columns = ["network", "", "images/s", "× common recipe", "of the products"]
+    speeds = pd.DataFrame(rows, columns=columns).to_markdown(index=False, disable_numparse=True)
+    columns = ["ms of a step", "", "data", "forward", "backward", "optimizer", "`fit()`"]
+    parts = pd.DataFrame(steps, columns=columns).to_markdown(index=False, disable_numparse=True)
+    nll = ""
+    if "nll" in result:
+        times = result["nll"]["evaluate()"] / result["nll"]["pythae"]
+        nll = f"NLL of 784-400-20, fp32: {times:.1f} × pythae's images × samples/s\n"
     return (
-        f"784-400-20, batch {BATCH}, {result['device']}\n\n{markdown}\n\n"
+        f"{result['device']}\n\n{speeds}\n\n{parts}\n\n{nll}"
         f"`dvc repro` without changes: {result['noop_repro_ratio']:.2f} × that of a trivial pipeline; "
         f"MLflow: {result['tracking_overhead']:.2%} of a default training"
     )
 
 
 def main() -> None:
-    """Measure, print and write benchmarks/speed.json."""
+    """Measure, print and write benchmarks/speed.json; with the argument `peers`, also pythae."""
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     os.environ["DVC_NO_ANALYTICS"] = "1"
     with tempfile.TemporaryDirectory() as name:
@@ -210,9 +327,9 @@ def main() -> None:
         dataset = fetch(DataParams(), mnist_dir(), raw, None)
         train = load(raw, "train")
         result: dict[str, Any] = {
-            "device": str(resolve(TrainParams())),
+            "device": str(resolve(TrainParams(compile=False))),
             "dataset": dataset["name"],
-            **measure_speed(raw, folder, train),
+            **measure_speed(raw, folder, train.rows(slice(IMAGES)), "peers" in sys.argv and have_peers()),
             "noop_repro_ratio": round(measure_noop(folder), 2),
             "tracking_overhead": round(
                 measure_tracking(dataset, split_validation(train, DataParams().validation_size)[0], folder), 4

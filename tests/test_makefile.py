@@ -57,6 +57,7 @@ def test_variables_of_the_command_line_become_flags_and_those_of_the_environment
     assert make("examples", "QUICK=1")[-1] == "--quick"
     assert make("serve", "MODEL=vae-mnist/3", PORT="7")[-2:] == ["vae.workflow.serve", "--model=vae-mnist/3"]
     assert make("report", "BASE=v1 0")[-2:] == ["vae.workflow.report", "--base=v1 0"]
+    assert make("bench", "PEERS=1")[-4:-2] == ["benchmarks/speed.py", "peers"]
     assert make("remote", "URL=/srv/my dvc")[-2:] == ["vae.workflow.remote", "--url=/srv/my dvc"]
     assert make("score", "IMAGES=my digits", "FIT=1")[-4:] == ["vae.workflow.score", "--fit", "--", "my digits"]
     assert make("score", "IMAGES=7.png", "FIT=0")[-3:] == ["vae.workflow.score", "--", "7.png"]
@@ -91,3 +92,11 @@ def test_the_explorer_is_made_before_it_is_opened(make):
 
 def test_the_pipeline_is_started_after_a_check_of_params_yaml(make):
     assert make("repro") == ["-m", "vae.config", "-m", "dvc", "repro"]
+
+
+def test_the_environment_may_have_a_torch_without_cuda(make):
+    (make.root / ".venv/.ready").unlink()
+    assert "https://download.pytorch.org/whl/cpu" not in make("setup", "PYTHON=./.venv/bin/python")
+    (make.root / ".venv/.ready").unlink()
+    installed = make("setup", "PYTHON=./.venv/bin/python", "TORCH=cpu")
+    assert installed[-5:] == ["https://download.pytorch.org/whl/cpu", "-c", "requirements.lock", "-e", ".[dev]"]

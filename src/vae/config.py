@@ -336,7 +336,7 @@ class EvaluateParams(Section):
 
     importance_samples: PositiveInt = 500
     """Posterior samples per test image, for the NLL; with one it is the −ELBO."""
-    chunk_size: PositiveInt = 4000
+    chunk_size: PositiveInt = 2000
     """Latents decoded at a time: bounds the memory."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the decoder's matrix products; bf16 is faster where the hardware has it."""
