@@ -136,7 +136,10 @@ def test_train_and_test_folders_are_kept_and_others_beside_them_left_out(own, ra
     assert (record["counts"], record["classes"]) == ({"train": 10, "test": 3}, ["a", "b"])
     assert sorted(numbers(load(raw, "test"))) == [20, 21, 22]
     assert load(raw, "test").labels.tolist() == [1, 1, 1]
-    assert "left out: 2 other files, such as val/b/30.png" in capsys.readouterr().out
+    assert "left out: 2 other files, such as val/b/30.png\n" in capsys.readouterr().out
+    (own / "val/b/31.png").unlink()
+    fetch(own)
+    assert "left out: val/b/30.png\n" in capsys.readouterr().out
 
 
 def test_images_without_classes_have_no_labels(own, raw, fetch):
@@ -209,12 +212,12 @@ def test_what_is_not_clear_is_refused(own, raw, fetch, make, problem):
 # Pictures of all kinds
 
 
-def jpeg_with_orientation(path):
+def with_orientation(path):
     image = Image.new("RGB", (6, 4), BLUE)  # a viewer shows it 6 high and 4 wide, its top red
     image.paste(RED, (0, 0, 3, 4))
     exif = Image.Exif()
     exif[0x0112] = 6
-    image.save(path, exif=exif, quality=100, subsampling=0)
+    image.save(path, exif=exif, **({"quality": 100, "subsampling": 0} if path.suffix == ".jpg" else {}))
 
 
 def halves(first, second, mode="RGB", size=(4, 6)):
@@ -236,8 +239,23 @@ def sixteen_bit(order="<"):
     return Image.fromarray(pixels)
 
 
+def deep_colour(path):
+    """Red and blue of 16 bit a channel, which Pillow reads but doesn't write."""
+    rows = [[65535, 0, 0] * 4] * 3 + [[0, 0, 65535] * 4] * 3
+    write_png(
+        path, struct.pack(">IIBBBBB", 4, 6, 16, 2, 0, 0, 0), b"".join(b"\0" + struct.pack(">12H", *r) for r in rows)
+    )
+
+
+def write_png(path, header, pixels):
+    chunks = [b"IHDR" + header, b"IDAT" + zlib.compress(pixels), b"IEND"]
+    content = b"".join(struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+
+
 def two_frames(path):
-    halves(RED, BLUE).save(path, save_all=True, append_images=[halves(GREEN, GREEN)], lossless=True)
+    options = {"lossless": True} if path.suffix == ".webp" else {}
+    halves(RED, BLUE).save(path, save_all=True, append_images=[halves(GREEN, GREEN)], **options)
 
 
 KINDS = {
@@ -247,13 +265,18 @@ KINDS = {
     "palette.gif": (palette(), (RED, BLUE)),
     "animated.gif": (two_frames, (RED, BLUE)),
     "animated.webp": (two_frames, (RED, BLUE)),
-    "turned.jpg": (jpeg_with_orientation, (RED, BLUE)),
+    "turned.jpg": (with_orientation, (RED, BLUE)),
+    "turned.png": (with_orientation, (RED, BLUE)),
+    "turned.tif": (with_orientation, (RED, BLUE)),
+    "animated.png": (two_frames, (RED, BLUE)),
+    "pages.tif": (two_frames, (RED, BLUE)),
     "see-through.png": (halves((255, 0, 0, 255), (0, 0, 0, 0), "RGBA"), (RED, (255,) * 3)),
     "grey.jpg": (halves(200, 10, "L"), ((200,), (10,))),
     "grey-alpha.png": (halves((200, 255), (0, 0), "LA"), ((200,), (255,))),
     "one-bit.png": (halves(1, 0, "1"), ((255,), (0,))),
     "deep.png": (sixteen_bit(), ((255,), (128,))),
     "deep.tif": (sixteen_bit(">"), ((255,), (128,))),
+    "deep-colour.png": (deep_colour, (RED, BLUE)),
 }
 
 
@@ -315,10 +338,7 @@ def truncated(path):
 
 def bomb(path):
     """A PNG of a few hundred bytes, 40,000 × 40,000 pixels."""
-    header = b"IHDR" + struct.pack(">IIBBBBB", 40_000, 40_000, 1, 0, 0, 0, 0)
-    chunks = [header, b"IDAT" + zlib.compress(bytes(1000)), b"IEND"]
-    content = b"".join(struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+    write_png(path, struct.pack(">IIBBBBB", 40_000, 40_000, 1, 0, 0, 0, 0), bytes(1000))
 
 
 UNREADABLE = {
@@ -350,6 +370,23 @@ def test_pictures_of_which_none_can_be_read_are_too_few(own, raw, fetch):
     own.mkdir()
     (own / "a.png").touch()
     assert "0 images are too few" in refused(fetch, raw, own, max_unreadable=1)
+
+
+def test_a_class_of_which_no_picture_can_be_read_is_refused(own, raw, fetch):
+    save(own / "a")
+    (own / "b").mkdir()
+    truncated(own / "b/x.png")
+    message = refused(fetch, raw, own, max_unreadable=1, image_size=5)
+    assert message == "no picture of a class can be read, remove its folder: b"
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9/0.png", b"a/caf\xe9.txt"])
+def test_a_name_that_is_not_utf8_is_refused(own, raw, fetch, name):
+    save(own / "a")
+    path = own / os.fsdecode(name)
+    path.parent.mkdir(exist_ok=True)
+    picture().save(path, "PNG")
+    assert "caf\\udce9" in (message := refused(fetch, raw, own)) and "isn't UTF-8: rename it" in message
 
 
 def test_all_pictures_that_cannot_be_read_are_named(own, raw, fetch, capsys):

@@ -92,13 +92,15 @@ def _from_folders(path: Path, listing: Listing) -> Found:
     roots = [path / "train", path / "test"]
     if not all(listing.get(root, ()) is None for root in roots):
         roots = [path]
+    _check_names(listing)
     files = [file for file, state in listing.items() if state is not None]
     found = [_by_class(root, [file for file in files if file.suffix.lower() in SUFFIXES], listing) for root in roots]
     pictures = [file for classes in found for inside in classes.values() for file in inside]
     if not pictures:
         raise DataError(f"{path} has no pictures: put some there, or set data.path (allowed are {', '.join(SUFFIXES)})")
     if others := sorted({*files} - {*pictures}):
-        print(f"left out: {len(others):,} other files, such as {others[0].relative_to(path)}")
+        such = f"{len(others):,} other files, such as " if len(others) > 1 else ""
+        print(f"left out: {such}{others[0].relative_to(path)}")
     names = [name for classes in found for name, inside in classes.items() for _ in inside]
     classes, labels = np.unique(names, return_inverse=True)
     if "" in classes and len(classes) > 1:
@@ -107,6 +109,15 @@ def _from_folders(path: Path, listing: Listing) -> Found:
     is_test = np.array([file.is_relative_to(path / "test") for file in pictures]) if len(roots) > 1 else None
     named = "" not in classes
     return Found(pictures, labels if named else None, classes.tolist() if named else [], is_test, path, listing)
+
+
+def _check_names(listing: Listing) -> None:
+    """Raise DataError for a name that isn't UTF-8: it can't be printed, nor written to a table of classes."""
+    for path in listing:
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            raise DataError(f"the name of {str(path)!a} isn't UTF-8: rename it") from None
 
 
 def _by_class(root: Path, pictures: list[Path], listing: Listing) -> dict[str, list[Path]]:

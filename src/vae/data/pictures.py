@@ -33,7 +33,7 @@ def read_shape(picture: Path | Pixels) -> Shape:
             raise DataError(f"{width}×{height} are more than the {MAX_PIXELS:,} pixels allowed")
         if image.mode in ("I", "F"):
             raise DataError("pixels of 32 bit, whose range is unknown")
-        if image.getexif().get(ORIENTATION, 1) >= 5:
+        if image.format != "TIFF" and image.getexif().get(ORIENTATION, 1) >= 5:  # Pillow itself turns TIFF files
             height, width = width, height
         return 1 if image.mode in GREY_MODES else 3, height, width
 

@@ -42,8 +42,9 @@ def prepare(found: Found, params: DataParams, folder: Path) -> dict[str, Any]:
     """Write the images to `folder` and return what data/dataset.json says of them.
 
     Where there is no test set, a fifth of the images become one, stratified by class. The order and the split are
-    always the same. Raises DataError where more than `params.max_unreadable` pictures can't be read, sizes differ,
-    there are too few images, or a file changed meanwhile; ConfigError for binarized colours. Nothing is then written.
+    always the same. Raises DataError where more than `params.max_unreadable` pictures, or all of a class, can't be
+    read, sizes differ, there are too few images, or a file changed meanwhile; ConfigError for binarized colours.
+    Nothing is then written.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, of damaged EXIF data and the like
@@ -51,9 +52,9 @@ def prepare(found: Found, params: DataParams, folder: Path) -> dict[str, Any]:
         check_colour(params.binarization, shape[0])
         while True:
             _check_readable(found, failures, params.max_unreadable)
-            parts = _split(
-                found, np.array([row for row in range(len(found.pictures)) if row not in failures], np.int64)
-            )
+            readable = np.array([row for row in range(len(found.pictures)) if row not in failures], np.int64)
+            _check_classes(found, readable)
+            parts = _split(found, readable)
             try:
                 checksums = _write(found, parts, shape, folder)
                 break
@@ -121,6 +122,14 @@ def _check_readable(found: Found, failures: Failures, allowed: int) -> None:
         raise DataError(f"{count} can't be read, data.max_unreadable is {allowed}: {reasons[0]}")
     for reason in reasons:
         print(f"left out, can't be read: {reason}")
+
+
+def _check_classes(found: Found, readable: Rows) -> None:
+    """Raise DataError for a class without a readable picture."""
+    labels = set() if found.labels is None else {*found.labels.tolist()} - {*found.labels[readable].tolist()}
+    if labels:
+        names = ", ".join(found.classes[label] for label in sorted(labels))
+        raise DataError(f"no picture of a class can be read, remove its folder: {names}")
 
 
 def _split(found: Found, readable: Rows) -> dict[str, Rows]:
