@@ -1,5 +1,7 @@
 """Evaluate on the test set: model -> metrics/{evaluate,evaluation}.json, per_class.csv, test_nll.npz, latents.npz."""
 
+import math
+
 import torch
 
 from vae import tracking
@@ -89,7 +91,9 @@ def further_metrics(model: VAE, train: Split, test: Split, result: Evaluation, p
     print("decomposing the KL")
     parts = split_kl(model, mu, logvar, seed=params.seed)
     if not parts:
-        print(f"left out: {len(test):,} images are too few, the mutual information is at its maximum")
+        most = f"ln {len(test):,} = {math.log(len(test)):.1f} nats"
+        print("left out: the decomposition of the KL, as the mutual information is too large to")
+        print(f"be estimated from {len(test):,} images (they show {most} at most)")
     if train.labels is None or test.labels is None or len(train.labels.unique()) < 2:
         print("left out: the linear probe and the quality of samples, which need images of two classes")
         return parts

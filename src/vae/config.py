@@ -306,25 +306,25 @@ def takes_fields_of(section: type[Section]) -> Callable[[Function], Function]:
 
 
 def check_together(model: ModelParams, train: TrainParams) -> None:
-    """Raise ValueError where `model` can't be trained with `train`."""
+    """Raise ConfigError where `model` can't be trained with `train`."""
     if train.free_bits and not model.kl_per_dimension:
-        raise ValueError("train.free_bits requires a KL per dimension: model.prior 'standard', no lower_latent_dims")
+        raise ConfigError("train.free_bits requires a KL per dimension: model.prior 'standard', no lower_latent_dims")
     if train.doubly_reparameterized and model.lower_latent_dims:
-        raise ValueError("train.doubly_reparameterized requires a model without lower_latent_dims")
+        raise ConfigError("train.doubly_reparameterized requires a model without lower_latent_dims")
 
 
 def resolved_likelihood(model: ModelParams, binarization: Binarization) -> ModelParams:
-    """`model` with the likelihood that auto stands for. Raises ValueError for one that doesn't fit the binarization."""
+    """`model` with the likelihood that auto stands for. Raises ConfigError if it doesn't fit the binarization."""
     binary = binarization != "none"
     if model.likelihood == "auto":
         return model.model_copy(update={"likelihood": "bernoulli" if binary else "discretized_logistic"})
     if binary and model.likelihood not in BINARY_LIKELIHOODS:
-        raise ValueError(
+        raise ConfigError(
             f"model.likelihood '{model.likelihood}' requires grey or colour values: data.binarization 'none', "
             f"not '{binarization}'"
         )
     if not binary and model.likelihood in BINARY_LIKELIHOODS:
-        raise ValueError(
+        raise ConfigError(
             f"model.likelihood '{model.likelihood}' requires black-and-white images, not data.binarization 'none': "
             "allowed with it are 'discretized_logistic' and 'gaussian'"
         )

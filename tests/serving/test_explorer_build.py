@@ -8,7 +8,7 @@ from torch.distributions import Independent, Normal, kl_divergence
 from torch.utils.data import DataLoader, TensorDataset
 
 from vae.config import EvaluateParams, ModelParams
-from vae.errors import DataError
+from vae.errors import ConfigError, DataError
 from vae.evaluation.likelihood import evaluate
 from vae.models.vae import VAE
 from vae.serving.explorer.build import (
@@ -64,7 +64,7 @@ def test_the_kl_by_dimension_is_to_the_prior_or_to_the_normal_that_fits_the_post
 
 @pytest.mark.parametrize("latents", [1, 2])
 def test_few_latents_and_grey_images_have_a_page(tmp_path, latents):
-    model = VAE.from_params(ModelParams(hidden_dims=(4,), latent_dim=latents), 0)
+    model = VAE.from_params(ModelParams(hidden_dims=(4,), latent_dim=latents, likelihood="gaussian"), 0)
     images = TensorDataset(torch.rand(30, 1, 28, 28), torch.arange(30) % 10)
     save_explorer(model, DataLoader(images, 8), tmp_path / "page.html", num_samples=20, binarization="none")
     assert (tmp_path / "page.html").stat().st_size > 50_000
@@ -74,6 +74,18 @@ def test_a_loader_without_images_is_refused(tmp_path):
     model = VAE(hidden_dims=(4,), latent_dim=2)
     with pytest.raises(DataError, match="no images"):
         save_explorer(model, DataLoader(TensorDataset(torch.rand(0, 784))), tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_a_binarization_that_the_likelihood_is_not_for_and_missing_labels_are_refused(tmp_path):
+    grey = DataLoader(torch.rand(5, 784))
+    kinds = [("bernoulli", "none", "requires black-and-white"), ("gaussian", "dynamic", "requires grey or colour")]
+    for likelihood, binarization, words in kinds:
+        model = VAE(hidden_dims=(4,), latent_dim=2, likelihood=likelihood)
+        with pytest.raises(ConfigError, match=words):
+            save_explorer(model, grey, tmp_path / "page.html", binarization=binarization)
+    with pytest.raises(DataError, match="it takes a label from 0 to 2"):
+        save_explorer(VAE(hidden_dims=(4,), latent_dim=2, conditional=True, classes=3), grey, tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
 
 
@@ -92,6 +104,6 @@ def test_the_page_has_the_first_of_the_test_images_where_all_are_too_many(monkey
 
 
 def test_images_without_labels_have_a_page(tmp_path):
-    model = VAE(image_shape=(3, 4, 5), hidden_dims=(4,), latent_dim=3, prior="standard")
+    model = VAE(image_shape=(3, 4, 5), hidden_dims=(4,), latent_dim=3, prior="standard", likelihood="gaussian")
     save_explorer(model, DataLoader(torch.rand(30, 3, 4, 5), 8), tmp_path / "page.html", binarization="none")
     assert (tmp_path / "page.html").stat().st_size > 50_000

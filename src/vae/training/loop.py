@@ -144,11 +144,8 @@ def fit(
 
 def _check(model: VAE, params: TrainParams, binarization: Binarization) -> None:
     """Raise ConfigError where `model` can't be trained with `params` on such images, or not by several processes."""
-    try:
-        check_together(model.params, params)
-        resolved_likelihood(model.params, binarization)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    check_together(model.params, params)
+    resolved_likelihood(model.params, binarization)
     check_colour(binarization, model.image_shape[0])
     if params.mmd and distributed.size() > 1:
         raise ConfigError("train.mmd compares samples of a whole batch: it is for one process, train.nproc: 1")

@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from vae.config import Binarization, EvaluateParams, Params
+from vae.config import Binarization, EvaluateParams, Params, resolved_likelihood
 from vae.data.batches import has_labels, image_batch, label_batch
 from vae.data.binarization import binarize_once, to_float
 from vae.errors import DataError
@@ -142,8 +142,10 @@ def save_explorer(
     """Write the explorer of `model` with the first `num_samples` images of the loader: one HTML file.
 
     `binarization` is that of grey pixels; `classes` are the names of labels, if there are any. Raises DataError where
-    there are no images.
+    there are no images, or a conditional model's loader yields no labels, and ConfigError for a `binarization` that
+    doesn't fit the likelihood.
     """
+    resolved_likelihood(model.params, binarization)
     images, labels = [], []
     for batch in dataloader:
         images.append(to_float(image_batch(batch, model.input_dim)).cpu())
