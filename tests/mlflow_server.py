@@ -20,10 +20,14 @@ def free_port():
 
 
 class Server:
-    """A server over a copy of `database`, in `folder`: the leader of a group of processes; it runs in a `with`."""
+    """A server over a copy of `database`, in `folder`: the leader of a group of processes; it runs in a `with`.
 
-    def __init__(self, folder, database):
-        self.folder = folder
+    It stores artifacts in `folder` as well, or in `bucket`, the URL of one, with variables that say where S3 is.
+    """
+
+    def __init__(self, folder, database, bucket=None, **environment):
+        self.folder, self.artifacts = folder, bucket or folder / "artifacts"
+        self.environment = {**ENVIRONMENT, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **environment}
         shutil.copy(database, folder / "server.db")
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -40,14 +44,12 @@ class Server:
         command = [sys.executable, "-m", "mlflow", "server", "--host=127.0.0.1", f"--port={self.port}", "--workers=1"]
         folders = [
             f"--backend-store-uri=sqlite:///{self.folder / 'server.db'}",
-            f"--artifacts-destination={self.folder / 'artifacts'}",
+            f"--artifacts-destination={self.artifacts}",
         ]
-        environment = {**ENVIRONMENT, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         log = self.folder / "server.log"
         with log.open("w") as file:
-            self.process = subprocess.Popen(
-                [*command, *folders], env=environment, stdout=file, stderr=file, start_new_session=True, cwd=self.folder
-            )
+            options = {"stdout": file, "stderr": file, "start_new_session": True, "cwd": self.folder}
+            self.process = subprocess.Popen([*command, *folders], env=self.environment, **options)
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and self.process.poll() is None:
             try:

@@ -122,12 +122,12 @@ def answers(url):
 
 
 @contextmanager
-def s3(bucket):
+def s3(bucket, port=None):
     """The URL of a process that imitates S3, with a bucket. It takes any key, and forgets all when it ends."""
     pytest.importorskip("moto.server", reason="moto is not installed: pip install -e '.[stack]'")
     import boto3
 
-    port = free_port()
+    port = port or free_port()
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     with process(*command, until=lambda: answers(f"{url}/moto-api/"), what="S3 server", env=ENVIRONMENT):

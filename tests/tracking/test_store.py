@@ -15,6 +15,7 @@ from urllib.request import urlopen
 
 import pytest
 
+import stack
 from mlflow_server import Server, free_port
 from support import ENVIRONMENT, stage_process
 from vae import tracking
@@ -271,6 +272,41 @@ def test_a_server_that_is_killed_and_started_again_gets_everything_once(tmp_path
         "MLflow refuses worse|name",
         "not tracked in MLflow for now",
     ]
+
+
+@pytest.mark.slow
+def test_a_training_during_which_s3_is_killed_and_started_again_loses_nothing(tmp_path, empty_store, bundled):
+    undisturbed, project = tmp_path / "undisturbed", tmp_path / "project"
+    for folder in (undisturbed, project):
+        shutil.copytree(bundled[0].parent, folder)
+    subprocess.run([sys.executable, "-c", TRAINING], cwd=undisturbed, env=ENVIRONMENT, check=True)
+    port = free_port()
+    keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_DEFAULT_REGION": "us-east-1"}
+    with ExitStack() as store:
+        store.enter_context(stack.s3("vae", port))
+        variables = {"MLFLOW_S3_ENDPOINT_URL": f"http://127.0.0.1:{port}", **keys}
+        with Server(tmp_path, empty_store, "s3://vae/mlflow", **variables) as server:
+            environment = {**ENVIRONMENT, "MLFLOW_TRACKING_URI": server.url}
+            with stage_process("-c", TRAINING, cwd=project, env=environment) as training:
+                assert any(line.startswith("epoch   1/6") for line in training.stdout)
+                store.close()
+                assert training.stderr.readline().startswith("warning: not tracked in MLflow for now: ")
+                store.enter_context(stack.s3("vae", port))
+                rest, errors = training.communicate(timeout=240)
+            assert training.returncode == 0 and "warning: " not in errors
+            sync = [sys.executable, "-m", "vae.tracking", "sync"]
+            subprocess.run(sync, cwd=project, env=environment, check=True)
+            run_id = rest.split("/")[-1].strip()
+            run = client(server.url).get_run(run_id)
+            files = {file.path for file in client(server.url).list_artifacts(run_id)}
+            curve = client(server.url).get_metric_history(run_id, "val/neg_elbo")
+            pictures = " ".join(file.path for file in client(server.url).list_artifacts(run_id, "images"))
+            logged = Path(client(server.url).download_artifacts(run_id, "w.safetensors", str(tmp_path)))
+    assert [point.step for point in curve] == list(range(1, 7)) and run.info.status == "FINISHED"
+    assert files == {"w.safetensors", "history.csv", "images"}
+    assert all(f"+step+{step}+" in pictures for step in (2, 4, 6))
+    weights = (undisturbed / "w.safetensors").read_bytes()
+    assert (project / "w.safetensors").read_bytes() == logged.read_bytes() == weights
 
 
 def test_an_experiment_that_another_machine_creates_meanwhile_is_used(tmp_path, monkeypatch):
