@@ -40,10 +40,11 @@ def main(params: Params) -> None:
     protocol = protocol_of(params, dataset, sha256(MODEL))
     # The validation images are part of the training images here: the VAE has seen no labels.
     train, test = (binarized(part, params, hardware.device) for part in ("train", "test"))
-    tracking.connect()
     checkpoints = Checkpoints(checkpoint_folder("evaluate", params, hardware))
     with process_group(hardware.device, params.train.timeout):
         first, alone = is_first(), size() == 1
+        if first:
+            tracking.connect()
         result = evaluate(
             model,
             test.images,

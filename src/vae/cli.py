@@ -31,17 +31,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def train(params: Params, output: Path, data: Path) -> None:
     """Train on the images in `data`/raw, downloaded if need be, evaluate and plot; all results go to `output`."""
     from vae.device import resolve
-    from vae.training.distributed import is_first, launch, process_group
+    from vae.training.distributed import is_first, launch, of_the_first, process_group
     from vae.workflow.stages import fetch_dataset
     from vae.workflow.tracked_training import take_part
 
     raw, dataset = data / "raw", data / "dataset.json"
     output.mkdir(parents=True, exist_ok=True)
     _check_folder(params, raw, dataset)
-    record = fetch_dataset(params.data, raw, dataset)
     if launch(params.train.nproc):
         return
     with process_group(resolve(params.train).device, params.train.timeout):
+        record = of_the_first(fetch_dataset(params.data, raw, dataset) if is_first() else {})
         if is_first():
             train_and_evaluate(params, record, raw, output)
         else:

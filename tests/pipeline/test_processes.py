@@ -36,6 +36,7 @@ def test_dvc_repro_with_two_processes_and_a_kill(project, tmp_path, runs_of):
     _, errors = stage.communicate(timeout=180)
     assert stage.returncode == 1
     assert errors.endswith("error: process 1 of 2 was killed (SIGKILL)\n")
+    assert errors.count("error: ") == 1
     assert "Traceback" not in errors
 
     project.set({"train.nproc": 1})  # resumes with another number of processes

@@ -37,9 +37,8 @@ from vae.training import distributed
 
 with distributed.process_group(torch.device("cpu"), 60):
     found = {name: train(name) for name in TRAININGS}
-    equal = distributed.of_all({name: weights for name, (weights, _) in found.items()})
-    for other in equal:
-        assert all(torch.equal(other[name], weights) for name, weights in equal[0].items())
+    firsts = distributed.of_the_first(found)
+    assert all(torch.equal(weights, firsts[name][0]) for name, (weights, _) in found.items())
     if distributed.is_first():
         torch.save(found, sys.argv[1])
 """

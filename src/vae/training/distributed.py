@@ -9,6 +9,7 @@ import datetime
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -79,6 +80,7 @@ def process_group(device: torch.device, timeout: float) -> Iterator[None]:
         yield
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or "gloo" in str(error).lower():
+            time.sleep(3)  # if one has ended, it says why, and torchrun ends this one by SIGTERM
             raise ProcessError(
                 f"process {rank} of {world_size} lost the others: one has ended, or did not answer for "
                 f"{timeout:g} s (train.timeout)"
@@ -120,14 +122,6 @@ def add_up(values: Tensor) -> Tensor:
     """The sum over processes, in place."""
     if size() > 1:
         dist.all_reduce(values)
-    return values
-
-
-def of_all(value: T) -> list[T]:
-    """The values of all processes, by rank."""
-    values: list[T] = [value] * size()
-    if size() > 1:
-        dist.all_gather_object(values, value)
     return values
 
 
