@@ -4,9 +4,10 @@ import colorsys
 
 import numpy as np
 import pandas as pd
+import pytest
 from PIL import Image
 
-from vae.examples.shapes import BACKGROUND, main
+from vae.examples.shapes import BACKGROUND, GRAIN, main
 
 
 def test_pictures_show_their_factors(tmp_path, capsys):
@@ -24,6 +25,8 @@ def test_pictures_show_their_factors(tmp_path, capsys):
         share = ((pixels - BACKGROUND) @ (colour - BACKGROUND)) / ((colour - BACKGROUND) ** 2).sum()
         side = 40 * row["size"]
         assert abs(share.sum() - areas[row["shape"]] * side**2) < 0.12 * side**2  # an edge more at four times the size
+        grain = (pixels - BACKGROUND)[np.abs(share) < 0.1]
+        assert grain.std() == pytest.approx(GRAIN, rel=0.1)
         rows, columns = (np.flatnonzero(share.max(axis) > 0.3) for axis in (1, 0))
         assert abs(columns[0] - (64 - side) * row["x"]) < 1.5
         assert abs(rows[-1] + 1 - (40 - side) * row["y"] - side) < 1.5
