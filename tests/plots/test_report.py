@@ -68,6 +68,10 @@ def test_the_best_and_the_worst_are_those_of_all_images_where_there_are_no_label
     assert report.best_and_worst(neg_elbo, torch.tensor([0, 0, 1, 1]), 2).tolist() == [[1, 3], [0, 2]]
 
 
+def test_a_row_has_the_first_image_of_each_class_then_the_second_and_so_on():
+    assert report.by_turns(torch.tensor([7, 7, 2, 7, 2, 5])).tolist() == [2, 5, 0, 4, 1, 3]
+
+
 def test_a_tsne_is_repeatable():
     mu = np.random.default_rng(0).normal(size=(120, 6))
     np.testing.assert_array_equal(tsne(mu), tsne(mu))

@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.nn import functional as F
 
 from vae.config import Params
 from vae.data.binarization import binarize_once, to_float
@@ -71,7 +72,7 @@ def plot_all(
     yield "training_history", history.training_history(epochs)
     columns = params.render.columns
     first = representatives(test)
-    chosen = first.repeat(-(-columns // len(first)))[:columns]
+    chosen = by_turns(test.labels)[:columns] if test.labels is not None else torch.arange(len(test))[:columns]
     binarized = binarize_once(test.images, params.data.binarization)
     original, inputs = to_float(test.images[chosen]), to_float(binarized[chosen])
     rows = (original, inputs, model.reconstruct(inputs, labels_of(chosen)))
@@ -114,6 +115,14 @@ def representatives(split: Split) -> Tensor:
     """The index of the first image of each class; of all images where there are not two classes."""
     first = first_of_each_class(split.labels) if split.labels is not None else torch.empty(0)
     return first if len(first) > 1 else torch.arange(len(split))
+
+
+def by_turns(labels: Tensor) -> Tensor:
+    """The indices of all images [N]: the first of each class, in the order of labels, then the second of each, …"""
+    classes, label = labels.unique(return_inverse=True)
+    turn = F.one_hot(label).cumsum(0).gather(1, label[:, None])[:, 0]
+    order: Tensor = (turn * len(classes) + label).argsort()
+    return order
 
 
 def best_and_worst(neg_elbo: Tensor, labels: Tensor | None, count: int) -> Tensor:
