@@ -106,6 +106,21 @@ def test_an_interruption_of_pythons_own_cleanup_shows_no_traceback(number):
     assert (ended.returncode, ended.stdout, ended.stderr) == (-number, "", "")
 
 
+@pytest.mark.parametrize(
+    ("number", "code", "line"), [(signal.SIGINT, 130, "interrupted: again\n"), (signal.SIGTERM, 143, "")]
+)
+def test_an_interruption_in_the_callback_of_a_weak_reference_is_not_lost(number, code, line):
+    """Python drops exceptions there. torch.compile makes many such references."""
+    program = (
+        "import signal, time, weakref\nfrom vae.workflow.command_line import errors_in_one_line\n"
+        f"def callback(_): signal.raise_signal({int(number)})\n"
+        "with errors_in_one_line('again'):\n"
+        "    referred = set()\n    reference = weakref.ref(referred, callback)\n    del referred\n    time.sleep(60)"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (code, "", line)
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_a_terminal_without_the_minus_sign_stops_nothing(monkeypatch, encoding):
     terminal = io.TextIOWrapper(io.BytesIO(), encoding)

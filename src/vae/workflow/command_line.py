@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -55,6 +56,7 @@ def errors_in_one_line(interrupted: str) -> Iterator[None]:
     `interrupted` is the message after Ctrl-C.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    sys.unraisablehook = _signal_again
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal in latin-1 has no minus sign; a pipe shows a line when it is printed.
         sys.stdout.reconfigure(errors="replace", line_buffering=True)
@@ -72,6 +74,16 @@ def errors_in_one_line(interrupted: str) -> Iterator[None]:
         # When Python ends, a signal ends it at once; a handler would raise in the cleanup of some module.
         for number in (signal.SIGINT, signal.SIGTERM):
             atexit.register(signal.signal, number, signal.SIG_DFL)
+
+
+def _signal_again(dropped: "sys.UnraisableHookArgs") -> None:
+    """Send a signal again whose exception Python has dropped, as it does in the callback of a weak reference."""
+    numbers = {KeyboardInterrupt: signal.SIGINT, SystemExit: signal.SIGTERM}
+    if dropped.exc_type in numbers:
+        thread = threading.get_ident()  # the main one: signals are handled there
+        threading.Timer(0.1, signal.pthread_kill, [thread, numbers[dropped.exc_type]]).start()
+    else:
+        sys.__unraisablehook__(dropped)
 
 
 def _message(error: BaseException) -> str | None:
