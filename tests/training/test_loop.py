@@ -1,4 +1,7 @@
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -448,6 +451,25 @@ def test_a_compiled_training_resumes_bit_for_bit(tmp_path):
     resumed, continued = train({"epochs": 4}, hardware=COMPILED, checkpoints=Checkpoints(tmp_path))
     assert torch.equal(weights(resumed), weights(whole))
     assert continued.history[3]["val/neg_elbo"] == fitted.history[3]["val/neg_elbo"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on the CPU")
+def test_a_second_process_finds_the_compiled_step_in_the_cache(tmp_path):
+    program = (
+        "import torch\nfrom torch._dynamo.utils import counters\nfrom vae import VAE, VAETrainer\n"
+        "from vae.data.datasets import Split\n"
+        "images = Split(torch.zeros(64, 784, dtype=torch.uint8), torch.zeros(64, dtype=torch.int64))\n"
+        "model = VAE(784, hidden_dims=[8], latent_dim=2)\n"
+        "trainer = VAETrainer(model, 'cpu', compile=True, batch_size=32, precision='fp32', optimizer='adam')\n"
+        "trainer.train(images, images, 1, progress=False)\n"
+        "print(counters['inductor']['fxgraph_cache_miss'], counters['inductor']['fxgraph_cache_hit'])"
+    )
+    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    first, second = (subprocess.check_output(command, env=environment, text=True).split() for _ in range(2))
+    assert int(first[0]) > 0 and first[1] == "0"
+    assert second == ["0", first[0]]
 
 
 def test_training_computes_in_full_fp32_and_restores_the_setting():
