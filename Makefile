@@ -9,7 +9,7 @@ export DVC_NO_ANALYTICS := 1
 
 # make train EPOCHS=2 LATENT_DIM=8 BETA=4 …; make search TRIALS=60 WORKERS=4 …
 # Only variables on make's command line become flags, not those of the environment; the shell sees them quoted.
-unexport TORCH PEERS BASE URL ENDPOINT FROM EPOCHS BATCH_SIZE LATENT_DIM BETA LEARNING_RATE TRIALS WORKERS FINALISTS RECIPES QUICK MODEL FORCE PORT IMAGES FIT CHAINS TEMPERATURES
+unexport TORCH PEERS BASE URL ENDPOINT FROM EPOCHS BATCH_SIZE LATENT_DIM BETA LEARNING_RATE TRIALS WORKERS FINALISTS RECIPES QUICK MODEL LABEL FORCE PORT IMAGES FIT CHAINS TEMPERATURES
 given = $(if $(filter command,$(origin $(1))),$(value $(1)))
 quoted = '$(subst ','\'',$(1))'
 flag = $(if $(call given,$(2)),--$(1)=$(call quoted,$(call given,$(2))))
@@ -38,7 +38,7 @@ names_report := BASE
 names_why := MODEL
 names_restore := MODEL
 names_serve := MODEL PORT
-names_score := IMAGES MODEL FIT
+names_score := IMAGES MODEL LABEL FIT
 names := $(foreach goal,$(MAKECMDGOALS),$(names_$(goal))) PYTHON
 unknown := $(filter-out $(names),$(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
 $(if $(unknown),$(error $(strip make $(MAKECMDGOALS)) has no $(unknown:%=%=): there are $(names:%=%=)))
@@ -114,8 +114,8 @@ restore: $(READY)  ## Bring a registered model's weights, params.yaml, dvc.lock 
 serve: $(READY)  ## Serve a model on http://127.0.0.1:5001: PORT= MODEL= (the champion), see docs/serving.md
 	@python -m vae.workflow.serve $(call flag,model,MODEL) $(call flag,port,PORT)
 
-score: $(READY)  ## Score images, by file: IMAGES=folder, or a picture, IDX, .npy, .npz; MODEL=, FIT=1 for any size
-	@python -m vae.workflow.score $(call flag,model,MODEL) $(call switch,fit,FIT) $(if $(call given,IMAGES),-- $(call quoted,$(call given,IMAGES)))
+score: $(READY)  ## Score images, by file: IMAGES=folder, or a picture, IDX, .npy, .npz; MODEL=, LABEL=, FIT=1 for any size
+	@python -m vae.workflow.score $(call flag,model,MODEL) $(call flag,label,LABEL) $(call switch,fit,FIT) $(if $(call given,IMAGES),-- $(call quoted,$(call given,IMAGES)))
 
 remote: $(READY)  ## Set where `dvc push` stores: URL=/folder, ssh://…, s3://… (ENDPOINT=http://…)
 	@python -m vae.workflow.remote $(call flag,url,URL) $(call flag,endpoint,ENDPOINT)

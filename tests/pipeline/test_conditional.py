@@ -1,9 +1,11 @@
 """A conditional model goes through the whole pipeline, and serves images of a class."""
 
 import json
+import sys
 
 import mlflow
 import numpy as np
+import pandas as pd
 import pytest
 from mlflow.exceptions import MlflowException
 
@@ -29,5 +31,9 @@ def test_a_conditional_model_from_training_to_serving(project):
     pictures = np.zeros((2, 784), dtype=np.uint8)
     scores = [model.predict(pictures, params={"task": "score", "label": label})["nll"][0] for label in (0, 1)]
     assert scores[0] != scores[1]
+    np.save(project / "pictures.npy", pictures.reshape(2, 28, 28))
+    project.run(sys.executable, "-m", "vae.workflow.score", "--label", "1", "pictures.npy")
+    table = pd.read_csv(project / "results/scores/pictures.npy.csv")
+    assert table["nll"][0] == pytest.approx(scores[1], abs=1e-4)
     with pytest.raises(MlflowException, match="it takes a label from 0 to 9"):
         model.predict(pictures, params={"task": "reconstruct"})

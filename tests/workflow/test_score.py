@@ -103,6 +103,7 @@ TEST = "data/raw/t10k-images-idx3-ubyte.gz"
         ),
         (["--model", "other@nobody", TEST], ["no registered model other"], 1),
         (["--model", "runs:/0123/vae", TEST], ["runs:/0123/vae"], 1),
+        (["--label", "3", TEST], ["the model isn't conditional: leave out the label"], 1),
     ],
 )
 def test_what_is_not_there_is_named_in_one_line(score, arguments, words, code):

@@ -27,15 +27,16 @@ SHOWN = 10  # images with the lowest and with the highest NLL
 FOLDER = Path("results/scores")
 
 
-def score(images: Path, model: str | None, fit: bool) -> None:
+def score(images: Path, model: str | None, label: int | None, fit: bool) -> None:
     """Score images, and write a table of all and a figure of those with the lowest and the highest NLL.
 
-    An interrupted scoring of the same images with the same weights is resumed.
+    A conditional model scores all of them as of the class `label`. An interrupted scoring of the same images with the
+    same weights is resumed.
     """
     folder = model_folder(model)
     sources = find_images(images, image_shape(folder), fit=fit)
-    saved = project_root() / ".ckpt" / "score" / f"{fingerprint(fit, [images, folder / 'artifacts'])}.csv"
-    table = _scores(sources, folder, saved)
+    saved = project_root() / ".ckpt" / "score" / f"{fingerprint([fit, label], [images, folder / 'artifacts'])}.csv"
+    table = _scores(sources, folder, label, saved)
     path = FOLDER / f"{images.absolute().name}.csv"
     write_atomically(path, _csv(table))
     saved.unlink()
@@ -51,17 +52,18 @@ def score(images: Path, model: str | None, fit: bool) -> None:
     print(f"{len(scored):,} of {len(table):,} images: {means}\n{path}, {figure}")
 
 
-def _scores(sources: Sequence[Source], folder: Path, saved: Path) -> pd.DataFrame:
+def _scores(sources: Sequence[Source], folder: Path, label: int | None, saved: Path) -> pd.DataFrame:
     """A row for each image: file, neg_elbo, nll, percentile, or an error. What is done is kept in the file `saved`."""
     model = tracking.mlflow.pyfunc.load_model(str(folder))
     chunk = _chunk_size(model)
+    params = {"task": "score"} | _label_param(model, label)
     tables = [pd.read_csv(saved)] if saved.exists() else []
     done = sum(map(len, tables))
     kept = time.monotonic()
     try:
         with Progress(show=True, desc="score", total=len(sources), initial=done, unit=" images") as bar:
             for start in range(done, len(sources), chunk):
-                tables.append(_score_chunk(model, sources[start : start + chunk]))
+                tables.append(_score_chunk(model, sources[start : start + chunk], params))
                 bar.update(len(tables[-1]))
                 if time.monotonic() - kept > SECONDS_BETWEEN_CHECKPOINTS:
                     write_atomically(saved, _csv(pd.concat(tables)))
@@ -84,7 +86,21 @@ def _chunk_size(model: Any) -> int:
     return min(CHUNK, MAX_DECODED // samples)
 
 
-def _score_chunk(model: Any, sources: Sequence[Source]) -> pd.DataFrame:
+def _label_param(model: Any, label: int | None) -> dict[str, int]:
+    """The param that tells the class. Raises DataError for a missing or needless label, or one out of range."""
+    classes = model.unwrap_python_model().vae.classes
+    if not classes and label is None:
+        return {}
+    if not classes:
+        raise DataError("the model isn't conditional: leave out the label")
+    if label is None or not 0 <= label < classes:
+        given = "no label is given" if label is None else f"label is {label}"
+        allowed = f"allowed is 0 to {classes - 1}, the class of all images"
+        raise DataError(f"the model is conditional, and {given}: {allowed}")
+    return {"label": label}
+
+
+def _score_chunk(model: Any, sources: Sequence[Source], params: dict[str, Any]) -> pd.DataFrame:
     pixels, rows, errors = [], [], {}
     for row, source in enumerate(sources):
         try:
@@ -94,9 +110,8 @@ def _score_chunk(model: Any, sources: Sequence[Source]) -> pd.DataFrame:
             errors[row] = str(error)
     table = pd.DataFrame({"file": [source.name for source in sources]})
     if pixels:
-        table = table.join(
-            model.predict(np.stack(pixels).reshape(len(pixels), -1), params={"task": "score"}).set_index(pd.Index(rows))
-        )
+        found = model.predict(np.stack(pixels).reshape(len(pixels), -1), params=params)
+        table = table.join(found.set_index(pd.Index(rows)))
     columns = ["file", "neg_elbo", "nll", "percentile", "error"]
     return table.reindex(columns=columns).assign(error=pd.Series(errors, dtype=object))
 
@@ -110,5 +125,6 @@ if __name__ == "__main__":
         parser = ArgumentParser(__doc__)
         parser.add_argument("images", type=Path, help="a folder of pictures, or a picture, IDX, .npy, .npz")
         parser.add_argument("--model", help="such as vae-mnist@champion (the default), vae-mnist/3, runs:/ID/vae")
+        parser.add_argument("--label", type=int, help="the class of all images, for a conditional model")
         parser.add_argument("--fit", action="store_true", help="fit images of any size to the model's")
         score(**vars(parser.parse_args()))
