@@ -16,14 +16,14 @@ from vae.models.vae import VAE
 
 
 class Fixed(nn.Module):
-    """A model whose samples are the given mean images [M, D], in turn."""
+    """A model whose samples are the given mean images [M, D], in turn or, of a conditional one, by their labels."""
 
-    def __init__(self, images, image_shape=(1, 28, 28)):
+    def __init__(self, images, image_shape=(1, 28, 28), classes=0):
         super().__init__()
-        self.images, self.start, self.image_shape = images, 0, image_shape
+        self.images, self.start, self.image_shape, self.classes = images, 0, image_shape, classes
 
-    def sample(self, n, generator):
-        index = (self.start + torch.arange(n)) % len(self.images)
+    def sample(self, n, generator, labels=None):
+        index = (self.start + torch.arange(n)) % len(self.images) if labels is None else labels
         self.start += n
         return self.images[index]
 
@@ -121,6 +121,16 @@ def test_confidence_and_diversity_are_those_of_the_sampled_digits(monkeypatch):
     assert one["sample_label_entropy"] < two["sample_label_entropy"]
     assert all_digits["sample_frechet_distance"] == pytest.approx(0, abs=1e-6)
     assert one["sample_frechet_distance"] > two["sample_frechet_distance"] > 0.1
+
+
+def test_a_conditional_model_is_asked_for_the_classes_of_the_test_images(monkeypatch):
+    monkeypatch.setattr(quality, "train_classifier", lambda *_: reader(5.0))
+    one_hot, labels = torch.eye(10, 784), torch.tensor([0] * 60 + [7] * 40)
+    test = Split((255 * one_hot[labels]).to(torch.uint8), labels)
+    train = Split(test.images.repeat(3, 1), labels.repeat(3))
+    found = quality.sample_quality(Fixed(one_hot, classes=10), train, test, EvaluateParams(chunk_size=30))
+    assert found["sample_frechet_distance"] == pytest.approx(0, abs=1e-6)
+    assert found["sample_precision"] == found["sample_recall"] == 1
 
 
 @pytest.fixture

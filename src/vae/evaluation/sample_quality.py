@@ -58,13 +58,15 @@ def metrics_of_one_classifier(
     images, which are held out from the classifier's training. `sample_confidence` is the mean probability of the
     most probable class, `sample_label_entropy` the entropy of the samples' class distribution in nats, at most the
     logarithm of the number of classes, ln 10 for MNIST. `sample_precision` and `sample_recall` are those of
-    `precision_and_recall`, `train_…` those of the training images. Unless `binary`, samples are mean images.
+    `precision_and_recall`, `train_…` those of the training images. Unless `binary`, samples are mean images. Those of a
+    conditional model are of the test images' classes.
     """
     generator = torch.Generator(test.images.device).manual_seed(seed)
     order = torch.randperm(len(train), generator=generator, device=test.images.device)
     held, used = order[: len(test)], order[len(test) :]
     classifier = train_classifier(train.images[used], train.require_labels()[used], model.image_shape, generator, seed)
-    samples = sample_images(model, len(test), params, generator, binary=binary)
+    labels = test.require_labels() if model.classes else None
+    samples = sample_images(model, len(test), params, generator, binary=binary, labels=labels)
     with torch.no_grad():
         features = {
             name: classifier[:-1](to_float(images))
@@ -122,11 +124,24 @@ def train_classifier(
 
 
 @torch.no_grad()
-def sample_images(model: VAE, n: int, params: EvaluateParams, generator: torch.Generator, *, binary: bool) -> Tensor:
-    """`n` samples of the model, floats [n, D]: 0 or 1, or mean images unless `binary`."""
+def sample_images(
+    model: VAE,
+    n: int,
+    params: EvaluateParams,
+    generator: torch.Generator,
+    *,
+    binary: bool,
+    labels: Tensor | None = None,
+) -> Tensor:
+    """`n` samples of the model, floats [n, D]: 0 or 1, or mean images unless `binary`.
+
+    `labels` [n] are the classes that a conditional model is asked for.
+    """
     model.eval()
-    sizes = [min(params.chunk_size, n - start) for start in range(0, n, params.chunk_size)]
-    images = torch.cat([model.sample(size, generator) for size in sizes])
+    parts = torch.arange(n).split(params.chunk_size)
+    images = torch.cat(
+        [model.sample(len(part), generator, labels=None if labels is None else labels[part]) for part in parts]
+    )
     return torch.bernoulli(images, generator=generator) if binary else images
 
 
