@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -42,20 +43,21 @@ def prepare(folder: Path) -> None:
         (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / part)
     yaml = YAML()
     tree = yaml.load(folder / "params.yaml")
-    tree["search"] |= {"n_trials": TRIALS, "epochs": EPOCHS, "pruner": "none", "space": {"beta": BETAS}}
+    tree["search"] |= {"n_trials": TRIALS, "epochs": EPOCHS, "pruner": "none", "finalists": 0, "space": {"beta": BETAS}}
     yaml.dump(tree, folder / "params.yaml")
 
 
 def seconds_of_search(workers: int | str) -> dict[str, float]:
-    """Seconds from the start of the first trial to the end of the last one, and of the whole command."""
+    """Seconds until the first trial starts, from then to the end of the last one, and of the whole command."""
     journal_path().unlink(missing_ok=True)
-    started = time.perf_counter()
+    started = datetime.now()
     subprocess.run([sys.executable, "pipeline/search/search.py", f"--workers={workers}"], check=True)
-    whole = time.perf_counter() - started
+    whole = datetime.now() - started
     trials = optuna.load_study(study_name=None, storage=open_journal()).trials
     first = min(trial.datetime_start for trial in trials if trial.datetime_start)
     last = max(trial.datetime_complete for trial in trials if trial.datetime_complete)
-    return {f"trials_{workers}": (last - first).total_seconds(), f"whole_{workers}": whole}
+    spans = {"start": first - started, "trials": last - first, "whole": whole}
+    return {f"{name}_{workers}": span.total_seconds() for name, span in spans.items()}
 
 
 def measure_workers(params: Params) -> dict[str, Any]:
