@@ -43,7 +43,7 @@ names := $(foreach goal,$(MAKECMDGOALS),$(names_$(goal))) PYTHON
 unknown := $(filter-out $(names),$(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
 $(if $(unknown),$(error $(strip make $(MAKECMDGOALS)) has no $(unknown:%=%=): there are $(names:%=%=)))
 
-.PHONY: help setup repro explore compare train search adopt dashboard examples theory ui sync register promote rollback why restore serve score remote stack report test test-slow torture lint audit format bench scaling ais anomalies published speedrun load clean
+.PHONY: help setup repro explore compare train search adopt dashboard examples theory ui sync register promote rollback why restore serve score remote stack report test test-slow torture lint audit format bench scaling ais anomalies published speedrun processes trials load clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -172,6 +172,12 @@ published: $(READY)  ## Train recipes and compare with published test NLLs: RECI
 
 speedrun: $(READY)  ## Measure the time of training until the test NLL reaches published ones
 	python benchmarks/speedrun.py
+
+processes: $(READY)  ## Measure one training in one and two processes, against two trainings side by side
+	python benchmarks/processes.py
+
+trials: $(READY)  ## Measure what a trial asks of the servers in OPTUNA_STORAGE and MLFLOW_TRACKING_URI
+	python benchmarks/trials.py
 
 load: $(READY)  ## Measure what happens under load: loggers, a long study, a long history, a crowded store, a server
 	python benchmarks/load.py
