@@ -51,7 +51,7 @@ def worker(trials: int, number: int) -> None:
         for epoch in range(1, params.search.epochs + 1):
             on_epoch({"epoch": epoch, **dict.fromkeys(METRICS, 100 / epoch + number), "improved": 1})
 
-    with patch("vae.search.trial.fit", fit), patch("requests.Session.send", counted):
+    with patch("vae.search.group.fit", fit), patch("requests.Session.send", counted):
         tracking.connect(tracking.SEARCH_EXPERIMENT)
         Worker(params, read_dataset(), RAW, f"client-{number}", number).run()
     print(requested)

@@ -97,7 +97,7 @@ def measure_overhead(params: Params) -> float:
         return fitted
 
     ends: list[float] = []
-    with patch("vae.search.trial.fit", timed_fit):
+    with patch("vae.search.group.fit", timed_fit):
         Worker(params, read_dataset(), RAW, "bench", 0).run(on_trial=lambda _: ends.append(time.perf_counter()))
     return (ends[-1] - ends[0] - sum(training[1:])) / (len(ends) - 1)
 

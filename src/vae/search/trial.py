@@ -12,9 +12,9 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from vae.config import Params
 from vae.data.datasets import load, split_validation
-from vae.device import Hardware, resolve
+from vae.device import resolve
 from vae.errors import SearchError
-from vae.models.vae import VAE
+from vae.search.group import train_here, train_in_processes
 from vae.search.space import current_values, distributions, with_values
 from vae.search.storage import DATABASE_ERRORS, exclusive_lock, open_storage
 from vae.search.study import (
@@ -29,7 +29,7 @@ from vae.search.study import (
     open_study,
 )
 from vae.tracking import Run, trial_run
-from vae.training.loop import Record, criterion, fit
+from vae.training.loop import Record, criterion
 
 POLL_SECONDS = 1.0
 
@@ -40,7 +40,7 @@ class Worker:
     """Holds what all trials of a process share: the study, the images, the device."""
 
     def __init__(self, params: Params, dataset: Mapping[str, Any], folder: Path, name: str, number: int) -> None:
-        self.params, self.dataset, self.name = params, dataset, name
+        self.params, self.dataset, self.folder, self.name = params, dataset, folder, name
         self.train, self.validation = split_validation(load(folder, "train"), params.data.validation_size)
         self.storage = open_storage()
         self.study = open_study(params, dataset, self.storage, number)
@@ -113,7 +113,7 @@ class Worker:
         with trial_run(trial.number, parent, params, hardware, self.dataset) as run:
             try:
                 trial.set_user_attr(MLFLOW_RUN, run.id)
-                self._fit(trial, params, hardware, history, run)
+                self._fit(trial, params, history, run)
                 state = "COMPLETE"
             except optuna.TrialPruned:
                 state = "PRUNED"
@@ -133,7 +133,7 @@ class Worker:
             return metrics["reconstruction"], metrics["kl"]
         return metrics[key.removeprefix("val/")]
 
-    def _fit(self, trial: Trial, params: Params, hardware: Hardware, history: list[Record], run: Run) -> None:
+    def _fit(self, trial: Trial, params: Params, history: list[Record], run: Run) -> None:
         # The values of params.yaml are trained to the end: all others are compared with them.
         may_prune = trial.params != current_values(self.params)
 
@@ -146,19 +146,10 @@ class Worker:
                 if may_prune and epoch < params.train.epochs and trial.should_prune():
                     raise optuna.TrialPruned
 
-        images = {"image_shape": self.dataset["image_shape"], "classes": len(self.dataset["classes"])}
-        model = VAE.from_params(params.resolved_model, params.seed, **images)
-        model.initialize_from_data(self.train.images)
-        fit(
-            model,
-            self.train,
-            self.validation,
-            params.train,
-            hardware,
-            binarization=params.data.binarization,
-            seed=params.seed,
-            on_epoch=on_epoch,
-        )
+        if params.train.nproc > 1:
+            train_in_processes(params, self.dataset, self.folder, on_epoch)
+        else:
+            train_here(params, self.dataset, self.train, self.validation, on_epoch)
 
 
 def _store_metrics(trial: Trial, history: list[Record], key: str, seconds: float) -> Record:

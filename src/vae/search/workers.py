@@ -58,16 +58,21 @@ def plan(params: Params, missing: int) -> Plan:
     """Divide this machine among workers.
 
     `auto` is one worker a GPU; on a CPU one a thread that torch would use, as far as memory goes: several small
-    trainings side by side are faster than one after the other on all threads.
+    trainings side by side are faster than one after the other on all threads. With `train.nproc`, a worker takes that
+    many GPUs or threads.
     """
-    device, threads = resolve(params.train).device, torch.get_num_threads()
+    device, threads, nproc = resolve(params.train).device, torch.get_num_threads(), params.train.nproc
     devices = [str(device)]
     if device.type == "cuda" and device.index is None:
         devices = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    if device.type == "cuda":
+        if len(devices) < nproc:
+            raise SearchError(f"train.nproc is {nproc}, allowed are up to {len(devices)}: one for each CUDA device")
+        devices = devices[: len(devices) - nproc + 1 : nproc]  # the first GPU of each worker
     if params.search.workers != "auto":
         count = params.search.workers
     elif device.type == "cpu":
-        count = min(threads, int(psutil.virtual_memory().available / 2**30 / GIGABYTES_PER_WORKER))
+        count = min(threads, int(psutil.virtual_memory().available / 2**30 / GIGABYTES_PER_WORKER)) // nproc
     else:
         count = len(devices)
     count = max(1, min(count, missing))
