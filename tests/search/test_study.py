@@ -14,7 +14,7 @@ from vae.data.datasets import load, split_validation
 from vae.device import resolve
 from vae.errors import SearchError
 from vae.models.vae import VAE
-from vae.search import report, study, trial
+from vae.search import group, report, study
 from vae.search.storage import journal_path, open_storage
 from vae.search.study import RETRIES, DeadTrials, counted, finished, open_study, score, study_name
 from vae.tracking.store import mlflow
@@ -125,7 +125,7 @@ def test_a_search_stops_when_the_first_three_trials_fail_and_tries_again_when_it
 @pytest.mark.parametrize("error", [torch.cuda.CudaError(2), OSError(28, "No space left on device")])
 def test_a_search_stops_after_three_failures_in_a_row_also_after_a_success(here, monkeypatch, error):
     trained = Mock(wraps=fit, side_effect=[DEFAULT, *[error] * 9])
-    monkeypatch.setattr(trial, "fit", trained)
+    monkeypatch.setattr(group, "fit", trained)
     params = small(n_trials=9, epochs=1)
     with pytest.raises(SearchError, match=rf"last 3 trials all failed.*trial 3: {type(error).__name__}"):
         here.search(params)
