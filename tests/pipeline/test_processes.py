@@ -66,6 +66,47 @@ def test_torchrun_restarts_a_training_whose_processes_are_killed(project, tmp_pa
         assert (project / output).read_bytes() == (undisturbed / output).read_bytes(), output
 
 
+@pytest.fixture
+def two_hosts():
+    """Two network namespaces, joined by a cable, as the commands that run a program in them."""
+    hosts, ends = [f"vae{os.getpid()}-{number}" for number in (1, 2)], ["vae-end-1", "vae-end-2"]
+    ip = shutil.which("ip", path=f"{os.environ['PATH']}:/usr/sbin")
+    if not ip or subprocess.run([ip, "netns", "add", hosts[0]], capture_output=True).returncode:
+        pytest.skip("network namespaces need the program ip and the right to make them")
+    try:
+        commands = [["netns", "add", hosts[1]]]
+        commands += [["link", "add", ends[0], "netns", hosts[0], "type", "veth", "peer", ends[1], "netns", hosts[1]]]
+        for number, (host, end) in enumerate(zip(hosts, ends, strict=True), 1):
+            commands += [["-n", host, "address", "add", f"10.77.0.{number}/24", "dev", end]]
+            commands += [["-n", host, "link", "set", name, "up"] for name in (end, "lo")]
+        for command in commands:
+            subprocess.run([ip, *command], check=True)
+        yield [
+            [ip, "netns", "exec", host, "env", f"GLOO_SOCKET_IFNAME={end}"]
+            for host, end in zip(hosts, ends, strict=True)
+        ]
+    finally:
+        for host in hosts:
+            subprocess.run([ip, "netns", "delete", host], capture_output=True)
+
+
+def test_torchrun_on_two_hosts_trains_the_weights_of_one(project, tmp_path, two_hosts):
+    project.set({"seed": 2})
+    one_host = project.copy(tmp_path / "one")
+    one_host.run(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", *TRAIN[1:])
+    flags = ["--nnodes=2", "--rdzv-backend=c10d", "--rdzv-endpoint=10.77.0.1:29400", "--rdzv-id=test"]
+    agents = []
+    for number, host in enumerate(two_hosts, 1):
+        # torchrun would find the store's host by the machine's name, which both share.
+        own = [f"--local-addr=10.77.0.{number}", f"--rdzv-conf=is_host={number == 1}"]
+        command = [*host, sys.executable, "-m", "torch.distributed.run", *flags, *own, *TRAIN[1:]]
+        agents.append(subprocess.Popen(command, cwd=project.root, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True))
+    errors = [agent.communicate(timeout=180)[1] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], errors
+    for output in ("models/vae.safetensors", "metrics/history.csv", "metrics/train.json"):
+        assert (project / output).read_bytes() == (one_host / output).read_bytes(), output
+
+
 def test_a_process_that_hangs_ends_in_an_error(project: Project):
     project.set({"train.epochs": 4000, "train.nproc": 2, "train.timeout": 20.0})
     stage = project.start(*TRAIN, until="epoch   3/4000")
