@@ -13,7 +13,7 @@ def fitting(outcome):
 def test_an_evaluation_names_each_of_its_steps_and_shows_a_percentage_where_there_is_no_terminal(stage, monkeypatch):
     monkeypatch.setattr(progress, "SECONDS", 1e-9)
     lines = fitting(stage("evaluate"))
-    assert lines[:2] == ["evaluating 1,000 images with 8 importance samples each", "evaluate 50%"]
+    assert lines[:2] == ["evaluating 1,000 images with 8 importance samples each", "evaluate 25%"]
     steps = ["decomposing the KL", "fitting a linear probe", "training classifiers", "test −ELBO", "all metrics: "]
     assert [step for line in lines[2:] for step in steps if line.startswith(step)] == steps
 
