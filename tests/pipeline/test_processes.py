@@ -71,16 +71,17 @@ def two_hosts():
     """Two network namespaces, joined by a cable, as the commands that run a program in them."""
     hosts, ends = [f"vae{os.getpid()}-{number}" for number in (1, 2)], ["vae-end-1", "vae-end-2"]
     ip = shutil.which("ip", path=f"{os.environ['PATH']}:/usr/sbin")
-    if not ip or subprocess.run([ip, "netns", "add", hosts[0]], capture_output=True).returncode:
-        pytest.skip("network namespaces need the program ip and the right to make them")
+    if not ip:
+        pytest.skip("the program ip is missing: apt install iproute2")
     try:
-        commands = [["netns", "add", hosts[1]]]
+        commands = [["netns", "add", host] for host in hosts]
         commands += [["link", "add", ends[0], "netns", hosts[0], "type", "veth", "peer", ends[1], "netns", hosts[1]]]
         for number, (host, end) in enumerate(zip(hosts, ends, strict=True), 1):
             commands += [["-n", host, "address", "add", f"10.77.0.{number}/24", "dev", end]]
             commands += [["-n", host, "link", "set", name, "up"] for name in (end, "lo")]
         for command in commands:
-            subprocess.run([ip, *command], check=True)
+            if error := subprocess.run([ip, *command], capture_output=True, text=True).stderr:
+                pytest.skip(f"no network namespaces can be made here: {error}")
         yield [
             [ip, "netns", "exec", host, "env", f"GLOO_SOCKET_IFNAME={end}"]
             for host, end in zip(hosts, ends, strict=True)
