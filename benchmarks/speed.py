@@ -101,7 +101,7 @@ class Network:
 
 
 NETWORKS = {
-    "784-400-20": Network(small_vae, TrainParams(batch_size=128, optimizer="adam")),
+    "784-400-20": Network(small_vae, TrainParams(batch_size=BATCH, optimizer="adam")),
     "784-400-20, batch 512": Network(small_vae, TrainParams(batch_size=512, optimizer="adam")),
     "default": Network(lambda: VAE.from_params(ModelParams(), seed=0), TrainParams()),
 }
@@ -111,7 +111,7 @@ def ours(network: Network, train: Split, hardware: Hardware) -> float:
     """Images per second of `fit()`; the first epoch, in which the step is compiled, is a warm-up."""
     records: list[Record] = []
     params = network.params.model_copy(update={"epochs": 1 + EPOCHS})
-    fit(network.make(), train, train.rows(slice(128)), params, hardware, on_epoch=records.append)
+    fit(network.make(), train, train.rows(slice(BATCH)), params, hardware, on_epoch=records.append)
     return max(record["train/images_per_second"] for record in records[1:])
 
 

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -17,7 +18,6 @@ import psutil
 import requests
 from sqlalchemy import NullPool, create_engine, make_url, text
 
-from processes import OUTPUT
 from vae import tracking
 from vae.config import Params
 from vae.files import write_json
@@ -28,6 +28,7 @@ from vae.training.loop import OnEpoch
 from vae.workflow.command_line import errors_in_one_line
 from vae.workflow.stages import RAW, read_dataset
 
+OUTPUT = Path(__file__).with_name("trials.json")
 CLIENTS = 4
 METRICS = (  # of an epoch
     *("train/loss", "train/reconstruction", "train/kl", "train/neg_elbo", "train/beta", "train/learning_rate"),
@@ -118,7 +119,7 @@ def main() -> None:
         print(f"trials {done} to {trials} in {seconds:.0f} s, each on average:", flush=True)
         print("".join(f"  {name:32}{value:>12,.2f}\n" for name, value in facts.items()), end="", flush=True)
         done = trials
-    write_json(OUTPUT.with_name("trials.json"), result)
+    write_json(OUTPUT, result)
 
 
 if __name__ == "__main__":
