@@ -16,7 +16,7 @@ from vae.errors import SearchError
 from vae.models.vae import VAE
 from vae.search import group, report, study
 from vae.search.storage import journal_path, open_storage
-from vae.search.study import RETRIES, DeadTrials, counted, finished, open_study, score, study_name
+from vae.search.study import RETRIES, DeadTrials, counted, finished, hand_back, open_study, score, study_name
 from vae.tracking.store import mlflow
 from vae.training.loop import fit
 
@@ -200,6 +200,16 @@ def test_a_trial_that_was_lost_but_not_yet_queued_again_is_found(here, no_patien
     study._release(worker.study, worker._take().number)
     DeadTrials().requeue(worker.study)
     assert [each.state for each in counted(worker.study.trials)] == [TrialState.WAITING]
+
+
+def test_a_trial_whose_worker_was_stopped_while_taking_it_is_handed_back(here, monkeypatch):
+    worker = here.worker(small(n_trials=1))
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(optuna.Trial, "set_user_attr", Mock(side_effect=SystemExit))  # as on SIGTERM
+        worker._take()
+    assert [each.state for each in worker.study.trials] == [TrialState.RUNNING]
+    hand_back(worker.study, worker.storage, {worker.name})
+    assert [each.state for each in worker.study.trials] == [FAIL, TrialState.WAITING]
 
 
 def test_a_trial_with_a_heartbeat_is_left_alone(here, monkeypatch):

@@ -195,7 +195,8 @@ def hand_back(study: optuna.Study, storage: BaseStorage, workers: Collection[str
     """Queue the trials of these workers, which are ending, again."""
     with exclusive_lock(storage):
         for trial in in_state(study, TrialState.RUNNING):
-            if trial.user_attrs.get("worker") in workers:
+            # A trial without a worker was being taken: since we have the lock, that worker has ended.
+            if trial.user_attrs.get("worker") in {None, *workers}:
                 _release(study, trial.number)
         requeue_lost(study)
 
