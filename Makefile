@@ -159,10 +159,11 @@ format: $(READY)  ## Put the code in shape
 	ruff check --fix .
 	ruff format .
 
-bench: $(READY)  ## Measure training, NLL and search: against common recipes, the matrix products, one worker; PEERS=1: and pythae
+bench: $(READY)  ## Measure training, NLL, search, start-up: against common recipes, matrix products, one worker; PEERS=1: and pythae
 	python benchmarks/speed.py $(if $(call given,PEERS),peers)
 	python benchmarks/nll.py
 	python benchmarks/workers.py
+	python benchmarks/starting.py
 
 scaling: $(READY)  ## Measure how time and memory grow with latents, widths, images, samples and prior components
 	python benchmarks/scaling.py

@@ -6,7 +6,6 @@ noisy than timings. Writes benchmarks/speed.json.
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,7 +20,6 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from ruamel.yaml import YAML
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
@@ -261,35 +259,6 @@ def measure_tracking(dataset: dict[str, Any], train: Split, folder: Path) -> flo
     return (time.perf_counter() - started) / (params.train.epochs * records[-1]["train/seconds"])
 
 
-def measure_noop(folder: Path) -> float:
-    """Seconds of a `dvc repro` without changes, divided by those of five stages that copy a file."""
-    ours, trivial = folder / "ours", folder / "trivial"
-    for name in ("pipeline", "src", "data/images", "params.yaml", "dvc.yaml", ".dvcignore", ".gitignore"):
-        copy = shutil.copytree if (PROJECT / name).is_dir() else shutil.copy
-        (ours / name).parent.mkdir(parents=True, exist_ok=True)
-        copy(PROJECT / name, ours / name)
-    params = YAML().load(PROJECT / "params.yaml")
-    params["data"]["source"], params["train"]["epochs"], params["evaluate"]["importance_samples"] = "bundled", 1, 5
-    YAML().dump(params, ours / "params.yaml")
-    trivial.mkdir()
-    (trivial / "0.txt").write_text("0")
-    stages = {
-        f"stage{n}": {"cmd": f"cp {n}.txt {n + 1}.txt", "deps": [f"{n}.txt"], "outs": [f"{n + 1}.txt"]}
-        for n in range(5)
-    }
-    (trivial / "dvc.yaml").write_text(json.dumps({"stages": stages}))
-    for repo in (ours, trivial):
-        for command in (["git", "init", "-q"], ["dvc", "init", "-q", "-f"], ["dvc", "repro", "-q"]):
-            subprocess.run(command, cwd=repo, check=True, stdout=subprocess.DEVNULL)
-    best = dict.fromkeys((ours, trivial), float("inf"))
-    for _ in range(3 * TURNS):
-        for repo in best:
-            started = time.perf_counter()
-            subprocess.run(["dvc", "repro", "-q"], cwd=repo, check=True)
-            best[repo] = min(best[repo], time.perf_counter() - started)
-    return best[ours] / best[trivial]
-
-
 def table(result: dict[str, Any]) -> str:
     """The result in Markdown, as docs/speed.md shows it."""
     rows, steps = [], []
@@ -309,17 +278,12 @@ def table(result: dict[str, Any]) -> str:
     if "nll" in result:
         times = result["nll"]["evaluate()"] / result["nll"]["pythae"]
         nll = f"NLL of 784-400-20, fp32: {times:.1f} × pythae's images × samples/s\n"
-    return (
-        f"{result['device']}\n\n{speeds}\n\n{parts}\n\n{nll}"
-        f"`dvc repro` without changes: {result['noop_repro_ratio']:.2f} × that of a trivial pipeline; "
-        f"MLflow: {result['tracking_overhead']:.2%} of a default training"
-    )
+    mlflow = f"MLflow: {result['tracking_overhead']:.2%} of a default training"
+    return f"{result['device']}\n\n{speeds}\n\n{parts}\n\n{nll}{mlflow}"
 
 
 def main() -> None:
     """Measure, print and write benchmarks/speed.json; with the argument `peers`, also pythae."""
-    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    os.environ["DVC_NO_ANALYTICS"] = "1"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         raw = folder / "raw"
@@ -330,7 +294,6 @@ def main() -> None:
             "device": str(resolve(TrainParams(compile=False))),
             "dataset": dataset["name"],
             **measure_speed(raw, folder, train.rows(slice(IMAGES)), "peers" in sys.argv and have_peers()),
-            "noop_repro_ratio": round(measure_noop(folder), 2),
             "tracking_overhead": round(
                 measure_tracking(dataset, split_validation(train, DataParams().validation_size)[0], folder), 4
             ),
