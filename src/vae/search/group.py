@@ -17,7 +17,7 @@ import torch
 
 from vae.config import Params
 from vae.data.datasets import Split, load, split_validation
-from vae.device import resolve
+from vae.device import Hardware, resolve
 from vae.errors import ProcessError
 from vae.models.vae import VAE
 from vae.training.distributed import launch, process_group
@@ -25,19 +25,21 @@ from vae.training.loop import OnEpoch, fit
 from vae.workflow.command_line import errors_in_one_line
 
 
-def train_here(params: Params, dataset: Mapping[str, Any], train: Split, validation: Split, on_epoch: OnEpoch) -> None:
-    """Train in this process, or this process's share if there are several."""
+def train_here(
+    params: Params, hardware: Hardware, dataset: Mapping[str, Any], parts: tuple[Split, Split], on_epoch: OnEpoch
+) -> None:
+    """Train in this process, or this process's share if there are several; `parts` are for training and validation."""
+    train, validation = parts
     images = {"image_shape": dataset["image_shape"], "classes": len(dataset["classes"])}
     model = VAE.from_params(params.resolved_model, params.seed, **images)
     model.initialize_from_data(train.images)
-    hardware, binarization = resolve(params.train), params.data.binarization
     fit(
         model,
         train,
         validation,
         params.train,
         hardware,
-        binarization=binarization,
+        binarization=params.data.binarization,
         seed=params.seed,
         on_epoch=on_epoch,
     )
@@ -87,9 +89,10 @@ def main() -> None:
     params, dataset = Params.model_validate(given["params"]), given["dataset"]
     if launch(params.train.nproc):
         return
-    with process_group(resolve(params.train).device, params.train.timeout):
+    hardware = resolve(params.train)
+    with process_group(hardware.device, params.train.timeout):
         parts = split_validation(load(Path(given["folder"]), "train"), params.data.validation_size)
-        train_here(params, dataset, *parts, lambda record: print(json.dumps(record), flush=True))
+        train_here(params, hardware, dataset, parts, lambda record: print(json.dumps(record), flush=True))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from vae.config import Params
 from vae.data.datasets import load, split_validation
-from vae.device import resolve
+from vae.device import Hardware, resolve
 from vae.errors import SearchError
 from vae.search.group import train_here, train_in_processes
 from vae.search.space import current_values, distributions, with_values
@@ -41,7 +41,7 @@ class Worker:
 
     def __init__(self, params: Params, dataset: Mapping[str, Any], folder: Path, name: str, number: int) -> None:
         self.params, self.dataset, self.folder, self.name = params, dataset, folder, name
-        self.train, self.validation = split_validation(load(folder, "train"), params.data.validation_size)
+        self.parts = split_validation(load(folder, "train"), params.data.validation_size)
         self.storage = open_storage()
         self.study = open_study(params, dataset, self.storage, number)
         self.earlier = {trial.number for trial in finished(self.study)}
@@ -113,7 +113,7 @@ class Worker:
         with trial_run(trial.number, parent, params, hardware, self.dataset) as run:
             try:
                 trial.set_user_attr(MLFLOW_RUN, run.id)
-                self._fit(trial, params, history, run)
+                self._fit(trial, params, hardware, history, run)
                 state = "COMPLETE"
             except optuna.TrialPruned:
                 state = "PRUNED"
@@ -133,7 +133,7 @@ class Worker:
             return metrics["reconstruction"], metrics["kl"]
         return metrics[key.removeprefix("val/")]
 
-    def _fit(self, trial: Trial, params: Params, history: list[Record], run: Run) -> None:
+    def _fit(self, trial: Trial, params: Params, hardware: Hardware, history: list[Record], run: Run) -> None:
         # The values of params.yaml are trained to the end: all others are compared with them.
         may_prune = trial.params != current_values(self.params)
 
@@ -149,7 +149,7 @@ class Worker:
         if params.train.nproc > 1:
             train_in_processes(params, self.dataset, self.folder, on_epoch)
         else:
-            train_here(params, self.dataset, self.train, self.validation, on_epoch)
+            train_here(params, hardware, self.dataset, self.parts, on_epoch)
 
 
 def _store_metrics(trial: Trial, history: list[Record], key: str, seconds: float) -> Record:

@@ -63,9 +63,9 @@ def plan(params: Params, missing: int) -> Plan:
     """
     device, threads, nproc = resolve(params.train).device, torch.get_num_threads(), params.train.nproc
     devices = [str(device)]
-    if device.type == "cuda" and device.index is None:
-        devices = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     if device.type == "cuda":
+        if device.index is None:
+            devices = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
         if len(devices) < nproc:
             raise SearchError(f"train.nproc is {nproc}, allowed are up to {len(devices)}: one for each CUDA device")
         devices = devices[: len(devices) - nproc + 1 : nproc]  # the first GPU of each worker
