@@ -58,13 +58,14 @@ def ours(model: VAE, params: EvaluateParams, device: torch.device) -> Contender:
 
 
 def products(model: VAE, rows: int, hardware: Hardware) -> Contender:
-    """The decoder's matrix products only, into memory that is already allocated."""
-    dtype = torch.bfloat16 if hardware.precision == "bf16" else torch.float32
+    """The matrix products of decoder and prior only, into memory that is already allocated; the prior's are in fp32."""
     operands = []
-    for layer in (part for part in model.decoder.modules() if isinstance(part, torch.nn.Linear)):
-        weight = layer.weight.detach().to(dtype)
-        h = torch.randn(rows, layer.in_features, device=hardware.device, dtype=dtype)
-        operands.append((h, weight.T, torch.empty(rows, layer.out_features, device=hardware.device, dtype=dtype)))
+    for name, layer in model.named_modules():
+        if isinstance(layer, torch.nn.Linear) and name.startswith(("decoder.", "prior.")):
+            half = hardware.precision == "bf16" and name.startswith("decoder.")
+            weight = layer.weight.detach().to(torch.bfloat16 if half else torch.float32)
+            h, out = weight.new_ones(rows, layer.in_features), weight.new_ones(rows, layer.out_features)
+            operands.append((h, weight.T, out))
 
     def contender() -> int:
         for _ in range(10):
