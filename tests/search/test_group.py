@@ -33,7 +33,7 @@ def test_trials_of_two_processes_have_the_values_of_one(here, before):
     assert [trial.params for trial in together.trials] == [trial.params for trial in alone.trials]
     for trial, reference in zip(together.trials, alone.trials, strict=True):
         assert trial.user_attrs["curve"] == pytest.approx(reference.user_attrs["curve"], rel=1e-4)
-    assert children() == before
+    assert set(children()) <= set(before)
 
 
 @pytest.mark.slow
@@ -44,7 +44,7 @@ def test_a_callback_that_raises_ends_all_processes(here, before):
 
     with pytest.raises(KeyError, match="pruned"):
         train_in_processes(small(epochs=50, **TWO), here.dataset, here.raw, prune)
-    assert children() == before
+    assert set(children()) <= set(before)
 
 
 @pytest.mark.slow
@@ -57,7 +57,7 @@ def test_a_process_that_is_killed_fails_the_trial_in_one_line(here, before):
     params = small(**TWO).replaced({"train.epochs": 50})
     with pytest.raises(ProcessError, match=r"^process \d of 2 was killed \(SIGKILL\)"):
         train_in_processes(params, here.dataset, here.raw, kill)
-    assert children() == before
+    assert set(children()) <= set(before)
 
 
 @pytest.mark.slow
