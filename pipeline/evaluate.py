@@ -38,8 +38,7 @@ def main(params: Params) -> None:
     model = load_model(params, hardware.device)
     dataset = read_dataset()
     protocol = protocol_of(params, dataset, sha256(MODEL))
-    # The validation images are part of the training images here: the VAE has seen no labels.
-    train, test = (binarized(part, params, hardware.device) for part in ("train", "test"))
+    test = binarized("test", params, hardware.device)
     checkpoints = Checkpoints(checkpoint_folder("evaluate", params, hardware))
     with process_group(hardware.device, params.train.timeout):
         first, alone = is_first(), size() == 1
@@ -58,8 +57,7 @@ def main(params: Params) -> None:
     if not first:
         return
     # Further digits depend on the processor.
-    metrics = rounded({**result.metrics(), **further_metrics(model, train, test, result, params)})
-
+    metrics = rounded({**result.metrics(), **further_metrics(model, test, result, params)})
     every = {**metrics, **protocol}
     write_json(METRICS / "evaluate.json", {name: every[name] for name in COMPARED if name in every})
     write_json(METRICS / "evaluation.json", every)
@@ -86,7 +84,7 @@ def binarized(part: str, params: Params, device: torch.device) -> Split:
     return Split(binarize_once(split.images, params.data.binarization), split.labels).to(device)
 
 
-def further_metrics(model: VAE, train: Split, test: Split, result: Evaluation, params: Params) -> dict[str, float]:
+def further_metrics(model: VAE, test: Split, result: Evaluation, params: Params) -> dict[str, float]:
     """Metrics of the test set as a whole: the KL decomposition, a linear probe of the latents, sample quality."""
     mu, logvar = (torch.from_numpy(part).to(test.images.device) for part in (result.mu, result.logvar))
     print("decomposing the KL")
@@ -95,6 +93,8 @@ def further_metrics(model: VAE, train: Split, test: Split, result: Evaluation, p
         most = f"ln {len(test):,} = {math.log(len(test)):.1f} nats"
         print("left out: the decomposition of the KL, as the mutual information is too large to")
         print(f"be estimated from {len(test):,} images (they show {most} at most)")
+    # The validation images are part of these: the VAE has seen no labels.
+    train = binarized("train", params, test.images.device)
     if train.labels is None or test.labels is None or len(train.labels.unique()) < 2:
         print("left out: the linear probe and the quality of samples, which need images of two classes")
         return parts

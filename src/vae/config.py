@@ -220,7 +220,7 @@ class ModelParams(Section):
 class TrainParams(Section):
     """Training with `fit()`."""
 
-    epochs: PositiveInt = 24
+    epochs: PositiveInt = 30
     """Passes over the training images."""
     batch_size: PositiveInt = 256
     """Images per training step."""
