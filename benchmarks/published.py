@@ -37,7 +37,7 @@ Row = dict[str, Any]
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the chosen recipes, print the table, and write it if they ran unchanged."""
     chosen, changes = parse(arguments)
-    rows = pd.DataFrame([of_all_seeds(recipe, recipe.params.replaced(changes)) for recipe in chosen])
+    rows = pd.DataFrame([of_all_seeds(recipe, changed(recipe.params, changes)) for recipe in chosen])
     columns = ["recipe", "published", "ours", "standard_error", "seeds", "importance_samples", "epochs", "minutes"]
     print("\n" + rows[columns].to_markdown(index=False))
     if changes:
@@ -68,14 +68,23 @@ def parse(arguments: Sequence[str] | None) -> tuple[list[Recipe], dict[str, Any]
     return [names[name] for name in wanted], changes
 
 
+def changed(params: Params, changes: dict[str, Any]) -> Params:
+    """A recipe's parameters with those of the command line; its epochs with the ELBO keep their share."""
+    epochs = changes.get("train.epochs", params.train.epochs)
+    elbo_epochs = params.train.elbo_epochs * epochs // params.train.epochs
+    return params.replaced(changes | {"train.elbo_epochs": elbo_epochs})
+
+
 def of_all_seeds(recipe: Recipe, params: Params) -> Row:
-    """The recipe's row of the table: means over its seeds; `spread` is the standard deviation of `ours` over them."""
+    """The recipe's row of the table: means over its seeds; `spread` is the standard deviation of `ours` over them.
+
+    `active_units` and `weights_sha256` are those of the first seed.
+    """
     rows = [run(recipe, params.replaced({"seed": params.seed + number})) for number in range(recipe.seeds)]
     table = pd.DataFrame(rows)
-    means = {name: round(float(table[name].mean()), 2) for name in ("ours", "neg_elbo")}
+    means = {name: round(float(table[name].mean()), 2) for name in ("ours", "neg_elbo", "minutes")}
     spread = round(float(table["ours"].std()), 2) if recipe.seeds > 1 else None
-    minutes = round(float(table["minutes"].sum()), 1)
-    return rows[0] | means | {"spread": spread, "seeds": recipe.seeds, "minutes": minutes}
+    return rows[0] | means | {"spread": spread, "seeds": recipe.seeds}
 
 
 def run(recipe: Recipe, params: Params) -> Row:

@@ -33,7 +33,7 @@ def ui(link: str) -> None:
     if tracking_uri().startswith("http"):
         return _show(link)
     if _answers(link):
-        raise TrackingError(f"something answers at {link} already: open that, or set MLFLOW_PORT=5001 for a second UI")
+        raise TrackingError(f"something answers at {link} already: open that, or set MLFLOW_PORT=5002 for a second UI")
     # Not an argument of the server's, which the list of processes would show to everyone: it may hold a password.
     os.environ |= {"MLFLOW_BACKEND_STORE_URI": tracking_uri(), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     os.environ["PYTHONWARNINGS"] = "ignore"
@@ -46,7 +46,7 @@ def ui(link: str) -> None:
             time.sleep(0.2)
         if server.poll() is not None:
             raise TrackingError(
-                "the MLflow server ended: where its port is taken, MLFLOW_PORT=5001 make ui has another"
+                "the MLflow server ended: where its port is taken, MLFLOW_PORT=5002 make ui has another"
             )
         _show(link)
         server.wait()
