@@ -83,7 +83,7 @@ def log_weights(model: VAE, x: Tensor) -> Tensor:
     posterior = Normal(mu, torch.exp(0.5 * logvar))
     z = posterior.sample()
     nll = F.binary_cross_entropy_with_logits(model.decode(z), x, reduction="none").sum(1)
-    log_ratio: Tensor = (posterior.log_prob(z) - Normal(0.0, 1.0).log_prob(z)).sum(1)
+    log_ratio: Tensor = posterior.log_prob(z).sum(1) - model.prior.log_density(z)
     return -nll - log_ratio
 
 

@@ -32,7 +32,7 @@ COMPARED = (
 
 def main(params: Params) -> None:
     """Evaluate, in `train.nproc` processes; the first one writes the metrics."""
-    if launch(params.train.nproc):
+    if launch(params.train):
         return
     hardware = resolve(params.train)
     model = load_model(params, hardware.device)
@@ -93,20 +93,23 @@ def further_metrics(model: VAE, test: Split, result: Evaluation, params: Params)
         most = f"ln {len(test):,} = {math.log(len(test)):.1f} nats"
         print("left out: the decomposition of the KL, as the mutual information is too large to")
         print(f"be estimated from {len(test):,} images (they show {most} at most)")
-    # The validation images are part of these: the VAE has seen no labels.
-    train = binarized("train", params, test.images.device)
-    if train.labels is None or test.labels is None or len(train.labels.unique()) < 2:
+    if test.labels is None or len(test.labels.unique()) < 2:
         print("left out: the linear probe and the quality of samples, which need images of two classes")
         return parts
-    print("fitting a linear probe of the latents")
-    train_mu = posterior_means(model, train.images, params.evaluate, train.labels).cpu().numpy()
-    accuracy = linear_probe_accuracy(train_mu, train.labels.cpu(), result.mu, test.labels.cpu())
+    train = binarized("train", params, test.images.device)  # with the validation images: the VAE has seen no labels
+    if model.classes:
+        print("left out: the linear probe, since the latents of a conditional model depend on the label it is given")
+    else:
+        print("fitting a linear probe of the latents")
+        train_mu = posterior_means(model, train.images, params.evaluate).cpu().numpy()
+        accuracy = linear_probe_accuracy(train_mu, train.require_labels().cpu(), result.mu, test.labels.cpu())
+        parts |= {"linear_probe_accuracy": accuracy, "linear_probe_images": len(train)}
     print("training classifiers, in whose features samples are compared with images")
     binary = params.data.binarization != "none"
     quality = sample_quality(model, train, test, params.evaluate, binary=binary, seed=params.seed)
     if not quality:
         print(f"left out: {len(train):,} training images are too few beside {len(test):,} test images")
-    return {**parts, "linear_probe_accuracy": accuracy, "linear_probe_images": len(train), **quality}
+    return parts | quality
 
 
 if __name__ == "__main__":

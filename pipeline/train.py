@@ -15,7 +15,7 @@ from vae.workflow.tracked_training import take_part, tracked_training
 
 def main(params: Params) -> None:
     """Train, save the weights of the best epoch, and open the MLflow run that later stages add to."""
-    if launch(params.train.nproc):
+    if launch(params.train):
         return
     # What torch.compile generates is kept, so that the next training starts sooner.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(project_root() / ".ckpt" / "inductor"))

@@ -38,7 +38,7 @@ def train(params: Params, output: Path, data: Path) -> None:
     raw, dataset = data / "raw", data / "dataset.json"
     output.mkdir(parents=True, exist_ok=True)
     _check_folder(params, raw, dataset)
-    if launch(params.train.nproc):
+    if launch(params.train):
         return
     with process_group(resolve(params.train).device, params.train.timeout):
         record = of_the_first(fetch_dataset(params.data, raw, dataset) if is_first() else {})

@@ -200,7 +200,7 @@ def test_the_same_pictures_give_the_same_bytes_and_a_changed_one_others(own, raw
         ),
         (lambda own: (save(own / "a"), save(own, 1)), "others, such as 0.png, in none"),
         (lambda own: (save(own / "train/a"), save(own / "test")), "in none"),
-        (lambda own: save(own, 2), "2 images are too few"),
+        (lambda own: save(own, 5), "5 images are too few"),  # one of them for the test
         (lambda own: (save(own, 9), save(own, 1, 9, size=(5, 6))), "2 sizes, such as 4×6 (0.png), 5×6 (9.png)"),
     ],
 )
@@ -454,6 +454,14 @@ def test_an_npz_file_with_parts_and_labels_is_read(own, raw, fetch):
     assert train.labels.tolist() == [1 - number % 2 for number in train.images[:, 0].tolist()]
     np.savez(path, images=images, labels=np.arange(20)[:, None] % 2 + 3)  # a column, as Keras has them
     assert fetch(path)["classes"] == ["3", "4"]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float32, bool])
+def test_pixels_of_0_and_1_are_black_and_white(own, raw, fetch, dtype):
+    path = own.with_suffix(".npy")
+    np.save(path, (grey_arrays() % 2).astype(dtype))
+    fetch(path)
+    assert load(raw, "train").images.unique().tolist() == [0, 255]
 
 
 def test_idx_files_of_any_size_are_read(own, raw, fetch):

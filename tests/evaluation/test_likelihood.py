@@ -232,6 +232,12 @@ def test_a_collapse_is_reported_where_hardly_a_dimension_is_active_or_the_kl_is_
     assert [line for line in lines if line.startswith("warning: posterior collapse")] == lines[3:4]
 
 
+def test_with_several_layers_the_kl_tells_of_a_collapse():
+    metrics = evaluation_of([0.0] * 8, 25.0).metrics()
+    assert has_collapsed(metrics) and not has_collapsed(metrics | {"kl_top": 0.0, "kl_lower_1": 25.0})
+    assert has_collapsed(metrics | {"kl": 0.05, "kl_top": 0.0, "kl_lower_1": 0.05})
+
+
 def test_posterior_means_are_the_evaluations_whatever_the_chunks():
     model = model_of(4)
     result = evaluate(model, TARGETS, LABELS, EvaluateParams(importance_samples=2))

@@ -92,6 +92,13 @@ def test_latents_are_decoded_independently_of_each_other(model):
     torch.testing.assert_close(model.decode(z), alone, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float64])
+def test_pixels_of_0_and_1_are_black_and_white_whatever_their_type(dtype):
+    model = VAE(**MLP)
+    x = torch.randint(2, (3, 784))
+    torch.testing.assert_close(model.encode(x.to(dtype)).mu, model.encode(x.to(torch.uint8) * 255).mu)
+
+
 def test_wrong_shapes_are_refused():
     model = VAE(**MLP)
     with pytest.raises(DataError, match=r"images have shape \(3, 10\), allowed is \(B, ...\) with 784 pixels"):

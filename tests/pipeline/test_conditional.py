@@ -18,6 +18,8 @@ def test_a_conditional_model_from_training_to_serving(project):
     project.dvc("repro")
     vae = VAE.load(project / "models/vae.safetensors")
     assert vae.classes == 10
+    metrics = json.loads((project / "metrics/evaluation.json").read_text())
+    assert "sample_frechet_distance" in metrics and "linear_probe_accuracy" not in metrics  # the latents know the label
     client = mlflow.MlflowClient(project.store)
     run = json.loads((project / "models/run.json").read_text())["run_id"]
     (output,) = client.get_run(run).outputs.model_outputs

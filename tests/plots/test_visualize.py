@@ -1,5 +1,7 @@
 """The one-call functions on a model and a DataLoader."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import vae
 from vae import VAE
 from vae.errors import ConfigError, DataError
+from vae.plots.visualize import prior_grid
 
 
 def small(latent_dim=2):
@@ -101,7 +104,7 @@ def cells(figure, count):
 @torch.no_grad()
 def test_a_conditional_model_is_shown_by_class(loader, digits):
     torch.manual_seed(0)
-    model = VAE(hidden_dims=[32], latent_dim=2, conditional=True, classes=10)
+    model = VAE(hidden_dims=[32], latent_dim=2, prior="standard", conditional=True, classes=10)
     model.label_images.normal_()
     images, labels = digits.tensors
     rebuilt = vae.visualize_reconstruction(model, loader, num_samples=4, binarization="none")
@@ -125,6 +128,17 @@ def test_a_conditional_model_is_shown_by_class(loader, digits):
     low, high = torch.distributions.Normal(0, 1).icdf(torch.tensor([0.025, 0.975]))
     torch.testing.assert_close(cells(grid, 1)[0], model.images(torch.stack([low, high]), 6))
     assert vae.visualize_latent_space(model, loader).legends
+
+
+def test_the_manifold_lies_where_the_prior_does():
+    model = VAE(784, [8], 2, prior="gaussian_mixture", prior_components=1)
+    with torch.no_grad():
+        model.prior.mu.copy_(torch.tensor([[12.0, -3.0]]))
+        model.prior.logvar.copy_(torch.tensor([[0.0, 2.0]]))
+    _, top_right, bottom_left, _ = prior_grid(model, 2)
+    reach = 1.96 * torch.tensor([1.0, math.e])
+    torch.testing.assert_close(top_right, torch.tensor([12.0, -3.0]) + reach, atol=0.3, rtol=0)
+    torch.testing.assert_close(bottom_left, torch.tensor([12.0, -3.0]) - reach, atol=0.3, rtol=0)
 
 
 def test_what_a_conditional_model_needs_is_said(digits):

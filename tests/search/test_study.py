@@ -143,6 +143,21 @@ def test_a_trial_that_is_behind_is_pruned_but_never_that_of_params_yaml(here, mo
     assert states == {("FINISHED", "COMPLETE"): 1, ("FINISHED", "PRUNED"): 1}
 
 
+@pytest.mark.parametrize(("pruner", "earliest"), [("median", 7), ("hyperband", 1), ("none", None)])
+def test_the_pruner_compares_trials_from_an_epoch_on(pruner, earliest):
+    params = small(epochs=10, pruner=pruner)
+    pruned, trials = [], optuna.create_study(pruner=study._pruner(params))
+    for number in range(30):
+        trial = trials.ask()
+        for epoch in range(1, 10):
+            trial.report(float(number), epoch)  # each is worse than all before
+            if trial.should_prune():
+                pruned.append(epoch)
+                break
+        trials.tell(trial, float(number))
+    assert min(pruned, default=None) == earliest
+
+
 def test_rate_distortion_minimizes_both_and_prunes_nothing(here):
     params = small(n_trials=2, objective="rate_distortion")
     found = here.search(params)

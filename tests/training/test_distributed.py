@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -112,13 +113,26 @@ def test_a_process_that_never_comes_is_waited_for_until_the_timeout(monkeypatch)
     assert not torch.distributed.is_initialized()
 
 
-def test_the_mmd_of_a_part_of_a_batch_is_refused(monkeypatch):
+def test_a_device_of_all_processes_and_more_processes_than_gpus_are_refused_but_not_on_the_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ConfigError, match="cuda:0, with train"):
+        distributed.launch(TrainParams(nproc=2, device="cuda:0"))
+    with pytest.raises(ConfigError, match="nproc is 2, allowed are up to 1"):
+        distributed.launch(TrainParams(nproc=2))
+    started = Mock()
+    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", started)
+    assert distributed.launch(TrainParams(nproc=2, device="cpu"))
+    assert started.call_args.args[0].nproc_per_node == 2
+
+
+@pytest.mark.parametrize("option", ["mmd", "free_bits"])
+def test_what_a_part_of_a_batch_does_not_tell_is_refused(monkeypatch, option):
     monkeypatch.setattr(distributed, "size", lambda: 2)
-    with pytest.raises(ConfigError, match=r"train\.mmd .* train\.nproc: 1"):
+    with pytest.raises(ConfigError, match=rf"train\.{option} .* train\.nproc: 1"):
         fit(
             VAE(64, **SMALL),
             images(8, 0),
             images(8, 1),
-            TrainParams(epochs=1, mmd=1.0),
+            TrainParams(epochs=1, **{option: 1.0}),
             Hardware(torch.device("cpu"), "fp32", compile=False),
         )

@@ -182,6 +182,20 @@ def test_wrong_options_are_refused(options, reason):
         VAETrainer(small(), **options)
 
 
+@pytest.mark.parametrize("options", [{"objective": "iwae", "elbo_epochs": 99}, {"kl_cycles": 9, "kl_warmup_epochs": 9}])
+def test_options_that_depend_on_the_epochs_are_checked_when_these_are_known(loader, options):
+    trainer = VAETrainer(small(), "cpu", **options)
+    with pytest.raises(ConfigError, match="_epochs is 9"):
+        trainer.train(loader, loader, epochs=9)
+
+
+def test_a_scheduler_without_its_optimizer_is_refused(loader):
+    model = small()
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(torch.optim.Adam(model.parameters()), 0.5)
+    with pytest.raises(ConfigError, match="a scheduler is given without an optimizer"):
+        VAETrainer(model, "cpu", scheduler=scheduler).train(loader, loader, epochs=1)
+
+
 @pytest.mark.parametrize(
     "images, reason",
     [

@@ -6,11 +6,14 @@ import sys
 
 import numpy as np
 import pandas as pd
+import torch
 from torchvision import datasets
 
+from vae.config import Params
 from vae.data import download
 from vae.data.datasets import FILES, gzipped
 from vae.data.download import idx_bytes
+from vae.models.vae import VAE
 
 
 def test_altered_digits_and_another_data_set_are_scored(project, called, monkeypatch, tmp_path):
@@ -37,3 +40,15 @@ def test_altered_digits_and_another_data_set_are_scored(project, called, monkeyp
     assert table.loc["FashionMNIST", ["−ELBO", "NLL"]].min() > 0.99, "noise is no digit"
     assert table.loc["inverted", "mean NLL"] > table.loc["noisy", "mean NLL"] > table.loc["shrunk", "mean NLL"]
     assert table.loc["shrunk", "NLL"] < 0.5 < table.loc["shrunk", "NLL − complexity"]
+
+
+def test_a_model_of_other_images_is_compared_with_altered_ones_only(monkeypatch):
+    model = VAE(
+        hidden_dims=[8], latent_dim=2, image_shape=(3, 8, 8), prior="standard", likelihood="discretized_logistic"
+    )
+    images = torch.randint(256, (20, model.input_dim), dtype=torch.uint8)
+    monkeypatch.setattr("vae.workflow.anomalies.load_model", lambda *_: model)
+    monkeypatch.setattr("vae.workflow.anomalies.some_test_images", lambda *_: images)
+    params = Params().replaced({"data.binarization": "none", "evaluate.importance_samples": 2})
+    compare_scores = sys.modules["vae.workflow.anomalies"].compare_scores
+    assert list(compare_scores(params).index) == ["rotated", "noisy", "inverted", "shrunk"]

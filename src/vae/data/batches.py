@@ -150,7 +150,7 @@ class LoaderBatches:
 def image_batch(batch: Any, input_dim: int) -> Tensor:
     """Return the images of a DataLoader's batch, shape [B, D]: uint8, or float32 in [0, 1].
 
-    `batch` is a tensor [B, D], [B, 28, 28] or [B, 1, 28, 28], or a tuple or list that begins with one.
+    `batch` is a tensor [B, D], [B, H, W] or [B, C, H, W], or a tuple or list that begins with one.
     Raises DataError for any other batch, an empty one, and values outside of that range.
     """
     images = batch[0] if isinstance(batch, list | tuple) and batch else batch

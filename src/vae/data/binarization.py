@@ -55,5 +55,7 @@ def binarize_once(images: Tensor, binarization: Binarization) -> Tensor:
 
 
 def to_float(images: Tensor) -> Tensor:
-    """Convert uint8 images to float32 in [0, 1]; floats are returned unchanged."""
-    return images if images.is_floating_point() else images.float().div_(255)
+    """Convert uint8 images to float32 in [0, 1]; floats are returned unchanged, other types (0 and 1) as float32."""
+    if images.dtype == torch.uint8:
+        return images.float().div_(255)
+    return images if images.is_floating_point() else images.float()

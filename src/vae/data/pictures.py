@@ -89,11 +89,11 @@ def as_pictures(array: npt.NDArray[Any], where: str) -> Pixels:
         raise DataError(f"{where} holds no images")
     if array.ndim == 4 and array.shape[3] == 1:
         array = array[..., 0]
-    if array.dtype == np.uint8:
-        return array
     low, high = array.min(), array.max()
     if not 0 <= low <= high <= 255:  # false for NaN, too
         raise DataError(f"{where}: pixels are from {low:g} to {high:g}, allowed are 0 to 1 and 0 to 255")
+    if array.dtype == np.uint8 and high > 1:
+        return array
     scale = np.float32(255 if high <= 1 else 1)  # not an int: int8 has no 255
     pixels: Pixels = np.rint(array * scale).astype(np.uint8)
     return pixels

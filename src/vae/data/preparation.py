@@ -144,7 +144,7 @@ def _split(found: Found, readable: Rows) -> dict[str, Rows]:
         parts = {"train": order[count:], "test": order[:count]}
     else:
         parts = {part: ordered(readable[found.is_test[readable] == (part == "test")]) for part in ("train", "test")}
-    if len(parts["train"]) < 2 or not len(parts["test"]):
+    if min(map(len, parts.values())) < 2:
         raise DataError(f"{len(readable)} images are too few to train, validate and test with")
     return parts
 

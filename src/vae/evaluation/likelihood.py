@@ -167,7 +167,7 @@ def describe(metrics: Mapping[str, float], params: Params) -> str:
     if has_collapsed(metrics):
         lines += [
             "warning: posterior collapse: the latents hold almost no information;",
-            "lower train.beta, or set train.kl_warmup_epochs or train.free_bits",
+            "lower train.beta, or set train.kl_warmup_epochs",
         ]
     return "\n".join(lines)
 
@@ -178,9 +178,13 @@ def tenth(samples: int) -> int:
 
 
 def has_collapsed(metrics: Mapping[str, float]) -> bool:
-    """Whether at least 90 % of the latent dimensions are inactive, or the KL is below 0.1 nats per image."""
+    """Whether the KL is below 0.1 nats per image, or at least 90 % of the latent dimensions are inactive.
+
+    With several stochastic layers, the KL decides: the lower ones may hold the information.
+    """
     units = metrics["active_units"] + metrics["collapsed_units"]
-    return metrics["kl"] < COLLAPSED_KL or metrics["collapsed_units"] >= COLLAPSED_SHARE * units
+    inactive = metrics["collapsed_units"] >= COLLAPSED_SHARE * units and "kl_top" not in metrics
+    return metrics["kl"] < COLLAPSED_KL or inactive
 
 
 def active_units(mu: Floats) -> int:
@@ -288,8 +292,8 @@ def importance_samples(
 
     The KL is that of each stochastic layer, [B, layers], the top one first.
 
-    At most `chunk_size` latents are decoded at a time. With `precision` bf16 the decoder's matrix products are in bf16;
-    everything else stays in fp32.
+    At most `chunk_size` latents are decoded at a time. With `precision` bf16 the networks' matrix products are in bf16;
+    densities and sums stay in fp32.
     """
     layers = len(model.hierarchy)
     nll, kl, log_weights = [], torch.zeros(len(x), 1 + layers, device=x.device), []

@@ -64,7 +64,7 @@ def metrics_of_one_classifier(
     generator = torch.Generator(test.images.device).manual_seed(seed)
     order = torch.randperm(len(train), generator=generator, device=test.images.device)
     held, used = order[: len(test)], order[len(test) :]
-    classifier = train_classifier(train.images[used], train.require_labels()[used], model.image_shape, generator, seed)
+    classifier = train_classifier(train, used, model.image_shape, generator, seed)
     labels = test.require_labels() if model.classes else None
     samples = sample_images(model, len(test), params, generator, binary=binary, labels=labels)
     with torch.no_grad():
@@ -94,12 +94,14 @@ def metrics_of_one_classifier(
 
 
 def train_classifier(
-    images: Tensor, labels: Tensor, image_shape: ImageShape, generator: torch.Generator, seed: int
+    train: Split, used: Tensor, image_shape: ImageShape, generator: torch.Generator, seed: int
 ) -> nn.Sequential:
     """Train two convolutions and two linear layers for a fixed number of steps; all but the last layer give features.
 
-    `seed` determines the initial weights, `generator` the batches.
+    `used` [N] are the indices of the images to train on, `seed` determines the initial weights, `generator` the
+    batches.
     """
+    images, labels = train.images, train.require_labels()
     channels, *sides = image_shape
     padding = 0 if min(sides) >= 13 else 2  # with smaller sides, nothing is left after two convolutions without
     for _ in range(2):
@@ -115,7 +117,7 @@ def train_classifier(
     optimizer = torch.optim.Adam(classifier.parameters(), LEARNING_RATE)
     with torch.backends.cudnn.flags(enabled=True, deterministic=True):
         for _ in range(STEPS):
-            batch = torch.randint(len(images), (BATCH_SIZE,), generator=generator, device=images.device)
+            batch = used[torch.randint(len(used), (BATCH_SIZE,), generator=generator, device=images.device)]
             loss = F.cross_entropy(classifier(to_float(images[batch])), labels[batch])
             optimizer.zero_grad()
             loss.backward()

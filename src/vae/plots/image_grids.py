@@ -154,7 +154,7 @@ def latent_arithmetic(images: Array, terms: Sequence[str]) -> Figure:
 
 
 def latent_manifold(images: Array, columns: int) -> Figure:
-    """Images decoded from a grid of quantiles of the 2-D N(0, I) (Kingma & Welling 2014, figure 4)."""
-    title = "The 2-D latent manifold, over quantiles of N(0, I)"
+    """Images decoded from a grid of quantiles of a 2-D prior (Kingma & Welling 2014, figure 4)."""
+    title = "The 2-D latent manifold, over quantiles of the prior"
     labels = {"xlabel": "z[0], from low to high quantiles", "ylabel": "z[1], from low (bottom) to high"}
     return image_figure(images, columns, title, **labels)

@@ -105,7 +105,7 @@ def plot_all(
     traversed = model.images(traversals(mu, mu[starts], dimensions, columns), given)
     yield "latent_traversals", image_grids.latent_traversals(shaped(traversed), columns, dimensions, REACH)
     if mu.shape[1] == 2:
-        manifold = model.images(prior_grid(2 * columns), 0)  # of a conditional model, its first class
+        manifold = model.images(prior_grid(model, 2 * columns), 0)  # of a conditional model, its first class
         yield "latent_manifold", image_grids.latent_manifold(shaped(manifold), 2 * columns)
     variance, total = result.mu.var(axis=0, ddof=1), result.images["kl"].mean()
     yield "kl_per_dimension", latents.kl_per_dimension(kl.numpy(), ACTIVE_UNIT_VARIANCE, variance, reference, total)

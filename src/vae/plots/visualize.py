@@ -26,6 +26,7 @@ from vae.plots.image_grids import shaped
 
 DPI = 110
 MANIFOLD_SIDE = 20
+QUANTILE_SAMPLES = 10_000  # of a learned prior
 
 Device = torch.device | str
 SavePath = Path | str | None
@@ -129,7 +130,7 @@ def visualize_latent_manifold(
         )
     side = max(2, math.isqrt(num_samples))
     with torch.no_grad():
-        decoded = shaped(_ready(model, device).images(prior_grid(side).to(device), label), model.image_shape)
+        decoded = shaped(_ready(model, device).images(prior_grid(model, side).to(device), label), model.image_shape)
     return _saved(image_grids.latent_manifold(decoded, side), save_path)
 
 
@@ -167,10 +168,19 @@ def first_of_each_class(labels: Tensor) -> Tensor:
     return torch.tensor([int((labels == label).nonzero()[0]) for label in labels.unique()])
 
 
-def prior_grid(side: int) -> Tensor:
-    """A grid of the 2-D standard normal's quantiles, with z[1] decreasing from row to row: [side², 2]."""
-    quantiles = torch.distributions.Normal(0.0, 1.0).icdf(torch.linspace(0.025, 0.975, side))
-    return torch.cartesian_prod(quantiles.flip(0), quantiles).flip(1)
+def prior_grid(model: VAE, side: int) -> Tensor:
+    """A grid of the quantiles of a 2-D prior by dimension, with z[1] decreasing from row to row: [side², 2].
+
+    A learned prior may have any location and scale: its quantiles are those of `QUANTILE_SAMPLES` samples.
+    """
+    shares = torch.linspace(0.025, 0.975, side)
+    if model.prior.factorized:
+        first = second = torch.distributions.Normal(0.0, 1.0).icdf(shares)
+    else:
+        generator = torch.Generator(model.output_bias.device).manual_seed(0)
+        z = model.prior.sample(QUANTILE_SAMPLES, generator, model.output_bias.device).detach().cpu()
+        first, second = z.quantile(shares, dim=0).T
+    return torch.cartesian_prod(second.flip(0), first).flip(1)
 
 
 def _ready(model: VAE, device: Device) -> VAE:

@@ -87,7 +87,7 @@ def main() -> None:
     """One of the processes, or at first the one that starts them."""
     given = json.loads(sys.argv[1])
     params, dataset = Params.model_validate(given["params"]), given["dataset"]
-    if launch(params.train.nproc):
+    if launch(params.train):
         return
     hardware = resolve(params.train)
     with process_group(hardware.device, params.train.timeout):

@@ -94,14 +94,14 @@ def metric_names(params: Params) -> list[str]:
 
 
 def _pruner(params: Params) -> BasePruner:
-    # Trials are compared after seven tenths of their training. Before, with a schedule such as one_cycle, a large
-    # learning rate looks worse than it ends (docs/search.md).
-    epochs, first = params.search.epochs, max(1, params.search.epochs * 7 // 10)
+    epochs = params.search.epochs
     match params.search.pruner:
         case "median":
-            return MedianPruner(n_startup_trials=5, n_warmup_steps=first)
+            # Trials are compared after seven tenths of their training. Before, with a schedule such as one_cycle, a
+            # large learning rate looks worse than it ends (docs/search.md).
+            return MedianPruner(n_startup_trials=5, n_warmup_steps=max(1, epochs * 7 // 10))
         case "hyperband":
-            return HyperbandPruner(min_resource=first, max_resource=epochs)
+            return HyperbandPruner(min_resource=1, max_resource=epochs)
         case "none":
             return NopPruner()
 

@@ -21,21 +21,25 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
+from vae.config import TrainParams
 from vae.errors import ConfigError, ProcessError
 
 T = TypeVar("T")
 
 
-def launch(nproc: int) -> bool:
+def launch(params: TrainParams) -> bool:
     """Run this program again as `nproc` processes, wait for them, and return True; with one process, return False.
 
-    In a process that torchrun started, it returns False. Raises ProcessError if a process was killed; if one failed, it
-    has printed why, and this one exits with its status.
+    In a process that torchrun started, it returns False. Raises ConfigError if there are not as many GPUs, ProcessError
+    if a process was killed; if one failed, it has printed why, and this one exits with its status.
     """
+    nproc = params.nproc
     if nproc == 1 or dist.is_torchelastic_launched():
         return False
+    if params.device.startswith("cuda:"):
+        raise ConfigError(f"train.device is {params.device}, with train.nproc {nproc} allowed is cuda: one GPU each")
     devices = torch.cuda.device_count()
-    if 0 < devices < nproc:
+    if params.device != "cpu" and 0 < devices < nproc:
         raise ConfigError(f"train.nproc is {nproc}, allowed are up to {devices}: one for each CUDA device")
     # Takes a second to import.
     from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
@@ -71,6 +75,8 @@ def process_group(device: torch.device, timeout: float) -> Iterator[None]:
         return
     backend, limit = "nccl" if device.type == "cuda" else "gloo", datetime.timedelta(seconds=timeout)
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # NCCL sends objects from the current device
     try:
         store, _, _ = next(rendezvous("env://", timeout=limit))
         if os.environ["TORCHELASTIC_USE_AGENT_STORE"] == "True":

@@ -100,6 +100,8 @@ def fit(
     not of the form that `vae.data.batches.image_batch` takes; ConfigError if the model can't be trained with `params`.
     """
     _check(model, params, binarization)
+    if scheduler and not optimizer:
+        raise ConfigError("a scheduler is given without an optimizer, allowed is both: it changes that one's rate")
     model.to(hardware.device)
     state = _TrainingState(model, train, params, hardware, binarization, seed, optimizer, scheduler)
     images, labels = all_images(validation, model.input_dim, bool(model.classes))
@@ -147,8 +149,9 @@ def _check(model: VAE, params: TrainParams, binarization: Binarization) -> None:
     check_together(model.params, params)
     resolved_likelihood(model.params, binarization)
     check_colour(binarization, model.image_shape[0])
-    if params.mmd and distributed.size() > 1:
-        raise ConfigError("train.mmd compares samples of a whole batch: it is for one process, train.nproc: 1")
+    if (params.mmd or params.free_bits) and distributed.size() > 1:
+        name = "mmd" if params.mmd else "free_bits"
+        raise ConfigError(f"train.{name} is computed from a whole batch: it is for one process, train.nproc: 1")
 
 
 def criterion(params: TrainParams) -> str:

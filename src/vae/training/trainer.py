@@ -47,6 +47,7 @@ class VAETrainer:
     ) -> None:
         named: dict[str, Any] = {"device": str(device), "learning_rate": learning_rate, "beta": beta}
         named |= {"optimizer": optimizer} if isinstance(optimizer, str) else {}
+        named["epochs"] = 2**31 - 1  # until `train` is told how many: no option is refused because of them here
         self.params = checked(TrainParams, named | options)
         check_binarization(binarization)
         self.model, self.binarization, self.seed = model, binarization, seed
@@ -70,7 +71,7 @@ class VAETrainer:
     ) -> pd.DataFrame:
         """Train for `epochs` and return the history, one row per epoch. The model gets the weights of the best epoch.
 
-        Loaders yield images [B, 784] or [B, 1, 28, 28] in [0, 1], alone or followed by their labels. The best epoch has
+        Loaders yield images [B, D] or [B, C, H, W] in [0, 1], alone or followed by their labels. The best epoch has
         the lowest −ELBO on `val_loader`, whose images must not be trained on.
 
         Called again, it trains on for further `epochs`: from the weights and optimizer state of the last epoch, with

@@ -17,21 +17,26 @@ from vae.workflow.stages import fetch_dataset, load_model, some_test_images
 
 OUTPUT = Path("results/anomalies.csv")
 OTHERS: tuple[DatasetName, ...] = ("MNIST", "FashionMNIST", "KMNIST")
+OTHERS_SHAPE = (1, 28, 28)
 IMAGES = 1000  # of each kind
 
 
 def compare_scores(params: Params) -> pd.DataFrame:
-    """The AUROC of each score for each kind of anomaly: altered test images, and the other data sets' if available."""
+    """The AUROC of each score for each kind of anomaly: altered test images, and other data sets' if available.
+
+    Other data sets are of grey images of 28×28 pixels; a model of other images is compared with altered ones only.
+    """
     device = resolve(params.train).device
     model = load_model(params, device)
     images = some_test_images(params, 2 * IMAGES)
     normal, others = images[::2], images[1::2]
     kinds = altered_images(others, model.image_shape, seed=params.seed)
-    kinds |= {
-        name: found
-        for name in OTHERS
-        if name != params.data.dataset and (found := other_images(name, params.data.binarization)) is not None
-    }
+    if model.image_shape == OTHERS_SHAPE:
+        kinds |= {
+            name: found
+            for name in OTHERS
+            if name != params.data.name and (found := other_images(name, params.data.binarization)) is not None
+        }
     print(f"scoring {len(normal):,} test images and {len(kinds)} times as many others")
     scores = {
         name: anomaly_scores(model, part.to(device), params.evaluate, seed=params.seed)

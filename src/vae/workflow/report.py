@@ -127,7 +127,8 @@ def figures(base: str, commit: str, params: Params) -> Iterator[str]:
         yield f"No pictures: images are {' and '.join(map(str, shapes))}."
         return
     test = load(RAW, "test")
-    chosen = torch.arange(min(IMAGES, len(test))) * len(test) // IMAGES
+    count = min(IMAGES, len(test))
+    chosen = torch.arange(count) * len(test) // count
     inputs = to_float(binarize_once(test.images, params.data.binarization)[chosen])
     classes = None if test.labels is None else test.labels[chosen]
     rebuilt = [model.reconstruct(inputs, classes) for model in models.values()]
