@@ -133,11 +133,11 @@ def test_a_picture_is_read_as_a_viewer_shows_it(tmp_path, digits, kind):
         (np.int8, 1, 255),
         (np.int64, 1, 255),
         (np.float16, 1, 255),
-        (np.uint8, 1, 1),
+        (np.uint8, 1, 255),
         (np.int64, 200, 200),
     ],
 )
-def test_pixels_of_an_array_are_from_0_to_1_unless_uint8_or_above_1(tmp_path, dtype, white, read):
+def test_pixels_of_an_array_are_from_0_to_1_unless_one_is_above_1(tmp_path, dtype, white, read):
     np.save(tmp_path / "x.npy", np.full((1, 784), white, dtype))
     (source,) = find_images(tmp_path / "x.npy")
     assert (source.read() == read).all()
