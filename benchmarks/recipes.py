@@ -90,8 +90,8 @@ LADDER: Values = CONV | {
     "model.lower_latent_dims": (2, 2),
     "train.learning_rate": 1e-3,  # with twice these rates, it diverged after 41 epochs
     "train.muon_learning_rate": 3e-3,
-    "train.epochs": 70,
-    "train.elbo_epochs": 56,
+    "train.epochs": 100,
+    "train.elbo_epochs": 80,
     "train.doubly_reparameterized": False,  # not for several layers
 }
 
