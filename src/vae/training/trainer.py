@@ -47,7 +47,7 @@ class VAETrainer:
     ) -> None:
         named: dict[str, Any] = {"device": str(device), "learning_rate": learning_rate, "beta": beta}
         named |= {"optimizer": optimizer} if isinstance(optimizer, str) else {}
-        named["epochs"] = 2**31 - 1  # until `train` is told how many: no option is refused because of them here
+        named["epochs"] = 2**31 - 1  # a placeholder: `train` gets the number, and checks the options that depend on it
         self.params = checked(TrainParams, named | options)
         check_binarization(binarization)
         self.model, self.binarization, self.seed = model, binarization, seed
