@@ -28,7 +28,7 @@ from vae.plots.image_grids import image_rows, shaped
 from vae.tracking.kinds import git
 from vae.workflow.command_line import ArgumentParser, errors_in_one_line
 from vae.workflow.registry import TEST_NLL, read_committed, shown
-from vae.workflow.stages import DATASET, METRICS, MODEL, RAW
+from vae.workflow.stages import DATASET, METRICS, MODEL, RAW, evenly_spaced
 
 FOLDER = Path("results/report")
 IMAGES = 10
@@ -127,8 +127,7 @@ def figures(base: str, commit: str, params: Params) -> Iterator[str]:
         yield f"No pictures: images are {' and '.join(map(str, shapes))}."
         return
     test = load(RAW, "test")
-    count = min(IMAGES, len(test))
-    chosen = torch.arange(count) * len(test) // count
+    chosen = evenly_spaced(len(test), IMAGES)
     inputs = to_float(binarize_once(test.images, params.data.binarization)[chosen])
     classes = None if test.labels is None else test.labels[chosen]
     rebuilt = [model.reconstruct(inputs, classes) for model in models.values()]

@@ -71,8 +71,13 @@ def some_test_images(params: Params, count: int) -> Tensor:
     if params.model.conditional:
         raise ConfigError("model.conditional is true, allowed here is false: the model is given no labels")
     images = load(RAW, "test").images
-    chosen = torch.arange(min(count, len(images))) * len(images) // min(count, len(images))
-    return binarize_once(images, params.data.binarization)[chosen]
+    return binarize_once(images, params.data.binarization)[evenly_spaced(len(images), count)]
+
+
+def evenly_spaced(n: int, count: int) -> Tensor:
+    """The indices of `count` of `n` images, or of all where they are fewer: [min(n, count)]."""
+    count = min(n, count)
+    return torch.arange(count) * n // count
 
 
 def checkpoint_folder(stage: str, params: Params, hardware: Hardware) -> Path:
