@@ -138,3 +138,15 @@ def test_the_best_values_are_the_winners_or_those_of_params_yaml(held, spread):
     assert logged["best/trial"] == number and logged["best/latent_dim"] == found["latent_dim"]
     assert len(pd.read_csv(report.FOLDER / "finals.csv")) == len(table)
     assert "finals:" in report.closing_table(search, params, finalists=table)
+
+
+def test_without_a_winner_the_values_of_params_yaml_stay_the_best_where_no_trial_has_them(held):
+    params, search, *_ = held
+    adopted = params.replaced({"train.beta": 1.234})
+    table = pd.DataFrame([[-1, *current_values(adopted).values(), 1.0, 0.1, True]], columns=finals.columns(adopted))
+    report.write(search, adopted, finalists=table)
+    text = (report.FOLDER / report.BEST).read_text()
+    assert text.startswith("# The values of params.yaml, none of the 3 trials (study vae-")
+    assert YAML(typ="safe").load(text)["train"]["beta"] == 1.234
+    logged = report.summary(search, adopted, table)
+    assert logged["best/beta"] == 1.234 and "best/trial" not in logged

@@ -78,21 +78,23 @@ def write(
     return [folder / "trials.csv", folder / "finals.csv", folder / BEST, *plots]
 
 
-def _chosen(trials: Sequence[FrozenTrial], params: Params, finalists: pd.DataFrame | None) -> FrozenTrial:
-    """The trial whose values are the result: the best one, or after finals their winner or that of params.yaml."""
-    best = best_trial(trials)
-    assert best is not None
+def _chosen(trials: Sequence[FrozenTrial], params: Params, finalists: pd.DataFrame | None) -> FrozenTrial | None:
+    """The trial whose values are the result: the best one, or after finals their winner.
+
+    Without a winner, it is that of params.yaml; None if there is no such trial.
+    """
     if finalists is None:
-        return best
-    winner = finals.winner(finalists)
-    own = _current_trial(trials, params) or best
-    return own if winner is None else next(trial for trial in trials if trial.number == winner)
+        return best_trial(trials)
+    number = finals.winner(finalists)
+    if number is None:
+        return _current_trial(trials, params)
+    return next(trial for trial in trials if trial.number == number)
 
 
 def _best_params(trials: Sequence[FrozenTrial], params: Params, study: str, finalists: pd.DataFrame | None) -> str:
     """The best values in the shape of params.yaml, below what is known of them."""
     best = _chosen(trials, params, finalists)
-    chosen = with_values(params, best.params).flat()
+    chosen = with_values(params, best.params if best else current_values(params)).flat()
     sections: dict[str, dict[str, Any]] = {}
     for name, dotted in dotted_names(params).items():
         value = chosen[dotted]
@@ -100,8 +102,12 @@ def _best_params(trials: Sequence[FrozenTrial], params: Params, study: str, fina
         section[name] = list(value) if isinstance(value, tuple) else value
     buffer = io.StringIO()
     YAML().dump(sections, buffer)
-    found = f"Trial {best.number} of {len(trials)} (study {study}): validation {_score_name(params)}"
-    lines = [f"{found} {score(best):.2f} nats per image", *_standing(trials, params, finalists)]
+    if best is None:
+        found = f"The values of params.yaml, none of the {len(trials)} trials (study {study})"
+    else:
+        found = f"Trial {best.number} of {len(trials)} (study {study}): validation {_score_name(params)}"
+        found += f" {score(best):.2f} nats per image"
+    lines = [found, *_standing(trials, params, finalists)]
     return "".join(f"# {line}\n" for line in lines) + buffer.getvalue()
 
 
@@ -111,7 +117,7 @@ def _standing(trials: Sequence[FrozenTrial], params: Params, finalists: pd.DataF
         return [_outcome(finalists, params)]
     best, current = best_trial(trials), _current_trial(trials, params)
     epochs = f"{params.search.epochs} epochs (train.epochs: {params.train.epochs})"
-    lines = [f"warning: one seed, {epochs}: 0.2 nats may be noise"]
+    lines = [f"warning: one seed, {epochs}: 0.1 nats may be noise"]
     if best and current and best.number == current.number:
         return [f"no trial beats the values of params.yaml (trial {current.number})"]
     if best and current:
@@ -140,15 +146,15 @@ def summary(study: optuna.Study, params: Params, finalists: pd.DataFrame | None 
     trials = finished(study)
     states = [trial.state for trial in trials]
     best, current = _chosen(trials, params, finalists), _current_trial(trials, params)
-    found = {
+    values = best.params if best else current_values(params)
+    return {
         "trials": len(trials),
         "pruned": states.count(TrialState.PRUNED),
         "failed": states.count(TrialState.FAIL),
-        "best/trial": best.number,
-        "best/neg_elbo": best.user_attrs["neg_elbo"],
-        **{f"best/{name}": value for name, value in best.params.items()},
+        **({"best/trial": best.number, "best/neg_elbo": best.user_attrs["neg_elbo"]} if best else {}),
+        **{f"best/{name}": value for name, value in values.items()},
+        **({"current/neg_elbo": current.user_attrs["neg_elbo"]} if current else {}),
     }
-    return found | ({"current/neg_elbo": current.user_attrs["neg_elbo"]} if current else {})
 
 
 def describe(trial: FrozenTrial, params: Params) -> str:
