@@ -93,16 +93,16 @@ def further_metrics(model: VAE, test: Split, result: Evaluation, params: Params)
         most = f"ln {len(test):,} = {math.log(len(test)):.1f} nats"
         print("left out: the decomposition of the KL, as the mutual information is too large to")
         print(f"be estimated from {len(test):,} images (they show {most} at most)")
-    if test.labels is None or len(test.labels.unique()) < 2:
+    train = binarized("train", params, test.images.device)  # with the validation images: the VAE has seen no labels
+    if any(part.labels is None or len(part.labels.unique()) < 2 for part in (train, test)):
         print("left out: the linear probe and the quality of samples, which need images of two classes")
         return parts
-    train = binarized("train", params, test.images.device)  # with the validation images: the VAE has seen no labels
     if model.classes:
         print("left out: the linear probe, since the latents of a conditional model depend on the label it is given")
     else:
         print("fitting a linear probe of the latents")
         train_mu = posterior_means(model, train.images, params.evaluate).cpu().numpy()
-        accuracy = linear_probe_accuracy(train_mu, train.require_labels().cpu(), result.mu, test.labels.cpu())
+        accuracy = linear_probe_accuracy(train_mu, train.require_labels().cpu(), result.mu, test.require_labels().cpu())
         parts |= {"linear_probe_accuracy": accuracy, "linear_probe_images": len(train)}
     print("training classifiers, in whose features samples are compared with images")
     binary = params.data.binarization != "none"

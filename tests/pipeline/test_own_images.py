@@ -137,3 +137,15 @@ def test_repro_notices_a_changed_folder_and_a_data_set_comes_back_as_it_was(fres
     assert repro()
     assert raw(fresh) == digits
     assert "up to date" in fresh.dvc("status", "download")
+
+
+def test_training_images_of_one_class_beside_test_images_of_two_are_evaluated(tmp_path):
+    project = new_project(tmp_path / "project")
+    parts = project / "parts"
+    draw_pictures(lambda _: parts / "train/good", 60)
+    draw_pictures(lambda name: parts / "test" / ("good" if name == "a square" else "cracked"), 30)
+    section = {"data.source": "folder", "data.path": "parts", "data.binarization": "none"}
+    project.set(SHORT | section | {"train.epochs": 1})
+    project.run("git", "init", "--quiet", "--initial-branch=main")
+    assert "left out: the linear probe" in project.dvc("repro", "evaluate")
+    assert json.loads((project / "metrics/evaluate.json").read_text())["nll"]
