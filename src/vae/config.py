@@ -3,7 +3,7 @@
 import difflib
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -101,7 +101,7 @@ class Section(BaseModel):
 class Seeded(Section):
     """What is in no section."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Of everything drawn at random."""
 
 
@@ -287,7 +287,7 @@ class TrainParams(Section):
         return self
 
 
-def takes_fields_of(section: type[Section]) -> Callable[[Function], Function]:
+def takes_fields_of(section: type[Section], *, without: Collection[str] = ()) -> Callable[[Function], Function]:
     """Decorate a function whose `**options` are fields of `section`: `help` and tab completion show them."""
 
     def decorate(function: Function) -> Function:
@@ -297,7 +297,7 @@ def takes_fields_of(section: type[Section]) -> Callable[[Function], Function]:
         others = [
             parameter.replace(annotation=parameter.empty)
             for name, parameter in fields.parameters.items()
-            if name not in own.parameters
+            if name not in {*own.parameters, *without}
         ]
         function.__signature__ = own.replace(parameters=named + others)  # type: ignore[attr-defined]
         return function

@@ -9,17 +9,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from vae.config import EvaluateParams, ModelParams
 from vae.errors import ConfigError, DataError
+from vae.evaluation.kl_decomposition import reference_normal
 from vae.evaluation.likelihood import evaluate
 from vae.models.vae import VAE
-from vae.serving.explorer.build import (
-    FOLDER,
-    MODULES,
-    evaluated,
-    principal_axes,
-    reference_normal,
-    save_explorer,
-    script,
-)
+from vae.serving.explorer.build import FOLDER, MODULES, evaluated, principal_axes, save_explorer, script
 
 
 def test_equal_models_give_equal_pages_and_other_weights_another_one(explored, tmp_path):
@@ -74,6 +67,8 @@ def test_a_loader_without_images_is_refused(tmp_path):
     model = VAE(hidden_dims=(4,), latent_dim=2)
     with pytest.raises(DataError, match="no images"):
         save_explorer(model, DataLoader(TensorDataset(torch.rand(0, 784))), tmp_path / "page.html")
+    with pytest.raises(ConfigError, match="num_samples is 0, allowed is 1 or more"):
+        save_explorer(model, DataLoader(torch.rand(5, 784)), tmp_path / "page.html", num_samples=0)
     assert not (tmp_path / "page.html").exists()
 
 
@@ -84,7 +79,7 @@ def test_a_binarization_that_the_likelihood_is_not_for_and_missing_labels_are_re
         model = VAE(hidden_dims=(4,), latent_dim=2, likelihood=likelihood)
         with pytest.raises(ConfigError, match=words):
             save_explorer(model, grey, tmp_path / "page.html", binarization=binarization)
-    with pytest.raises(DataError, match="it takes a label from 0 to 2"):
+    with pytest.raises(DataError, match="labels are needed here"):
         save_explorer(VAE(hidden_dims=(4,), latent_dim=2, conditional=True, classes=3), grey, tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
 

@@ -39,6 +39,34 @@ def all_images(part: Split | DataLoader[Any], input_dim: int, labelled: bool = F
     return images[0] if len(images) == 1 else torch.cat(images), torch.cat(labels) if labelled else None
 
 
+def first_images(
+    loader: DataLoader[Any], input_dim: int, num_samples: int | None, *, labelled: bool | None
+) -> tuple[Tensor, Tensor | None]:
+    """The first `num_samples` images of a loader (None: all) as floats [N, D], and if `labelled` their labels [N].
+
+    Both are on the CPU. With `labelled` None, labels are returned if there are any. Raises ConfigError for a
+    `num_samples` below 1, and DataError where there are no images, or `image_batch` or `label_batch` refuses them.
+    """
+    check_num_samples(1 if num_samples is None else num_samples)
+    images: list[Tensor] = []
+    labels: list[Tensor] = []
+    for batch in loader:
+        images.append(to_float(image_batch(batch, input_dim)).cpu())
+        if labelled or (labelled is None and has_labels(batch)):
+            labels.append(label_batch(batch).cpu())
+        if num_samples is not None and sum(map(len, images)) >= num_samples:
+            break
+    if not images:
+        raise DataError("the DataLoader yields no images")
+    return torch.cat(images)[:num_samples], torch.cat(labels)[:num_samples] if labels else None
+
+
+def check_num_samples(num_samples: int) -> None:
+    """Raise ConfigError for less than one image."""
+    if num_samples < 1:
+        raise ConfigError(f"num_samples is {num_samples}, allowed is 1 or more")
+
+
 class ShuffledBatches:
     """Shuffled batches of images, and of labels if given.
 

@@ -55,6 +55,17 @@ def split_kl(model: VAE, mu: Tensor, logvar: Tensor, *, seed: int = 0) -> dict[s
     return {name: term.mean().item() for name, term in terms.items()}
 
 
+def reference_normal(model: VAE, mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and log-variance [L] of the normal distribution that the KL of each dimension is shown against.
+
+    It is the prior where that is N(0, I). Other priors are no product over dimensions: it is then the normal with the
+    mean and variance of the aggregate posterior of `mu` and `logvar` [N, L].
+    """
+    if model.prior.factorized:
+        return torch.zeros_like(mu[0]), torch.zeros_like(mu[0])
+    return mu.mean(0), (mu.var(0, correction=0) + logvar.exp().mean(0)).log()
+
+
 def is_at_ceiling(mutual_information: float, n: int) -> bool:
     """Whether the mutual information, estimated from `n` images, is less than 2 nats below its maximum, ln n.
 

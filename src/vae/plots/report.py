@@ -13,8 +13,9 @@ from torch.nn import functional as F
 from vae.config import Params
 from vae.data.binarization import binarize_once, to_float
 from vae.data.datasets import Split
+from vae.evaluation.kl_decomposition import reference_normal
 from vae.evaluation.likelihood import ACTIVE_UNIT_VARIANCE, Evaluation
-from vae.models.distributions import gaussian_kl, gaussian_kl_between
+from vae.models.distributions import gaussian_kl_between
 from vae.models.vae import VAE
 from vae.plots import history, image_grids, latents
 from vae.plots.figure import Array, class_names, save
@@ -140,16 +141,9 @@ def nearest(samples: Tensor, images: Tensor, count: int) -> Tensor:
 
 
 def kl_by_dimension(model: VAE, mu: Tensor, logvar: Tensor) -> tuple[Tensor, str]:
-    """KL of posteriors [N, L] by dimension, averaged over images, [L], and the name of the reference distribution.
-
-    The reference is the prior where it is N(0, 1). Other priors are no product over dimensions: the reference is then
-    the normal distribution with the mean and variance of the aggregate posterior.
-    """
-    if model.prior.factorized:
-        return gaussian_kl(mu, logvar).mean(0), "N(0, 1)"
-    variance = mu.var(0, correction=0) + logvar.exp().mean(0)
-    kl = gaussian_kl_between(mu, logvar, mu.mean(0), variance.log()).mean(0)
-    return kl, "a normal fit of the aggregate posterior"
+    """KL of posteriors [N, L] to `reference_normal` by dimension, mean over images, [L], and the reference's name."""
+    name = "N(0, 1)" if model.prior.factorized else "a normal fit of the aggregate posterior"
+    return gaussian_kl_between(mu, logvar, *reference_normal(model, mu, logvar)).mean(0), name
 
 
 def traversals(mu: Tensor, starts: Tensor, dimensions: list[int], steps: int) -> Tensor:

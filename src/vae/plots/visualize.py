@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from vae.config import Binarization, EvaluateParams
-from vae.data.batches import has_labels, image_batch, label_batch
-from vae.data.binarization import binarize_once, to_float
+from vae.data.batches import check_num_samples, first_images
+from vae.data.binarization import binarize_once
 from vae.errors import ConfigError, DataError
 from vae.evaluation.linear_probe import posterior_means
 from vae.models.vae import VAE, Labels
@@ -41,7 +41,7 @@ def visualize_reconstruction(
     binarization: Binarization = "dynamic",
 ) -> Figure:
     """The first `num_samples` images of the loader, the binarized input of the model, and the reconstructions."""
-    original, labels = _first(model, dataloader, num_samples, labelled=bool(model.classes))
+    original, labels = first_images(dataloader, model.input_dim, num_samples, labelled=bool(model.classes))
     inputs = binarize_once(original, binarization)
     rows = (original, inputs, _ready(model, device).reconstruct(inputs.to(device), labels))
     return _saved(image_grids.reconstructions(*(shaped(row, model.image_shape) for row in rows)), save_path)
@@ -59,7 +59,7 @@ def visualize_latent_space(
 
     `classes` are the names of labels.
     """
-    x, labels = _first(model, dataloader, num_samples, labelled=bool(model.classes) or None)
+    x, labels = first_images(dataloader, model.input_dim, num_samples, labelled=bool(model.classes) or None)
     mu = posterior_means(_ready(model, device), x, EvaluateParams(), labels).cpu().numpy()
     known = None if labels is None else labels.numpy()
     return _saved(latents.latent_space(mu, known, classes=classes), save_path)
@@ -75,7 +75,7 @@ def generate_samples(
     labels: Labels = None,
 ) -> Figure:
     """`num_samples` images of `model.sample`, to which `generator` and `labels` are given; that returns a tensor."""
-    _check_positive(num_samples)
+    check_num_samples(num_samples)
     samples = shaped(_ready(model, device).sample(num_samples, generator, labels=labels), model.image_shape)
     return _saved(image_grids.generated_samples(samples, math.ceil(num_samples**0.5)), save_path)
 
@@ -187,36 +187,9 @@ def _ready(model: VAE, device: Device) -> VAE:
     return model.to(device).eval()
 
 
-def _check_positive(num_samples: int) -> None:
-    if num_samples < 1:
-        raise ConfigError(f"num_samples is {num_samples}, allowed is 1 or more")
-
-
-def _first(
-    model: VAE, dataloader: DataLoader[Any], num_samples: int | None, *, labelled: bool | None
-) -> tuple[Tensor, Tensor | None]:
-    """The first `num_samples` images of the loader (None: all) as floats [N, D], and if `labelled` their labels [N].
-
-    With `labelled` None, labels are returned if there are any. Raises DataError where there are no images, or
-    `image_batch` or `label_batch` refuses them.
-    """
-    _check_positive(1 if num_samples is None else num_samples)
-    found: list[Tensor] = []
-    labels: list[Tensor] = []
-    for batch in dataloader:
-        found.append(to_float(image_batch(batch, model.input_dim)).cpu())
-        if labelled or (labelled is None and has_labels(batch)):
-            labels.append(label_batch(batch).cpu())
-        if num_samples is not None and sum(map(len, found)) >= num_samples:
-            break
-    if not sum(map(len, found)):
-        raise DataError("the DataLoader yields no images")
-    return torch.cat(found)[:num_samples], torch.cat(labels)[:num_samples] if labels else None
-
-
 def _labelled_means(model: VAE, dataloader: DataLoader[Any], device: Device) -> tuple[Tensor, Tensor]:
     """The posterior means [N, L] of all images of the loader, and their labels [N]."""
-    x, labels = _first(model, dataloader, None, labelled=True)
+    x, labels = first_images(dataloader, model.input_dim, None, labelled=True)
     assert labels is not None
     return posterior_means(_ready(model, device), x, EvaluateParams(), labels).cpu(), labels
 

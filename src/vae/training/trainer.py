@@ -14,24 +14,27 @@ from vae.config import Binarization, OptimizerName, TrainParams, checked, takes_
 from vae.data.binarization import check_binarization
 from vae.data.datasets import Split
 from vae.device import resolve
+from vae.errors import ConfigError
 from vae.models.vae import VAE
 from vae.training.loop import Fitted, OnEpoch, fit
 
 DEFAULTS = TrainParams()
+NO_OPTIONS = {"epochs", "nproc", "timeout"}  # `train` gets the number of epochs; several processes are the pipeline's
 
 
 class VAETrainer:
     """Trains a model and keeps the history.
 
     `options` are the fields of `TrainParams`: `lr_schedule`, `max_grad_norm`, `kl_warmup_epochs`, `free_bits`,
-    `early_stopping_patience`, `weight_decay`, `precision`, … An `optimizer` of PyTorch's replaces `learning_rate` and
+    `early_stopping_patience`, `weight_decay`, `precision`, … With `compile` "auto", only a GPU's steps are compiled,
+    since the number of images is not known beforehand. An `optimizer` of PyTorch's replaces `learning_rate` and
     `lr_schedule`, too; a `scheduler` is stepped once per epoch. `binarization` is that of grey pixels:
     "dynamic" samples them anew for every batch; "none" keeps them, for a model with such a likelihood.
 
     Raises ConfigError for an option that is unknown, out of range, or not available on this machine.
     """
 
-    @takes_fields_of(TrainParams)
+    @takes_fields_of(TrainParams, without=NO_OPTIONS)
     def __init__(
         self,
         model: VAE,
@@ -47,7 +50,9 @@ class VAETrainer:
     ) -> None:
         named: dict[str, Any] = {"device": str(device), "learning_rate": learning_rate, "beta": beta}
         named |= {"optimizer": optimizer} if isinstance(optimizer, str) else {}
-        named["epochs"] = 2**31 - 1  # a placeholder: `train` gets the number, and checks the options that depend on it
+        if given := sorted(NO_OPTIONS & options.keys()):
+            raise ConfigError(f"VAETrainer takes no {', '.join(given)}: the number of epochs is an argument of train()")
+        named["epochs"] = 2**31 - 1  # a placeholder: `train` checks the options that depend on it
         self.params = checked(TrainParams, named | options)
         check_binarization(binarization)
         self.model, self.binarization, self.seed = model, binarization, seed

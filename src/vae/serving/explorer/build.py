@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from vae.config import Binarization, EvaluateParams, Params, resolved_likelihood
-from vae.data.batches import has_labels, image_batch, label_batch
+from vae.data.batches import first_images
 from vae.data.binarization import binarize_once, to_float
-from vae.errors import DataError
+from vae.evaluation.kl_decomposition import reference_normal
 from vae.evaluation.likelihood import Evaluation, Floats, evaluate
 from vae.files import write_atomically
 from vae.models.distributions import gaussian_kl_between
@@ -120,17 +120,6 @@ def principal_axes(mu: Tensor) -> tuple[Tensor, Tensor]:
     return center.float(), (axes * largest.sign()).float()
 
 
-def reference_normal(model: VAE, mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and log-variance [L] of the normal distribution to which the page shows the KL of each dimension.
-
-    It is the prior where that is N(0, 1). Other priors are no product over dimensions: it is then the normal with the
-    mean and variance of the aggregate posterior of `mu` and `logvar` [N, L].
-    """
-    if model.prior.factorized:
-        return torch.zeros(mu.shape[1]), torch.zeros(mu.shape[1])
-    return mu.mean(0), (mu.var(0, correction=0) + logvar.exp().mean(0)).log()
-
-
 def save_explorer(
     model: VAE,
     dataloader: DataLoader[Any],
@@ -142,21 +131,13 @@ def save_explorer(
     """Write the explorer of `model` with the first `num_samples` images of the loader: one HTML file.
 
     `binarization` is that of grey pixels; `classes` are the names of labels, if there are any. Raises DataError where
-    there are no images, or a conditional model's loader yields no labels, and ConfigError for a `binarization` that
-    doesn't fit the likelihood.
+    there are no images, or a conditional model's loader yields no labels, and ConfigError for a `num_samples` below 1
+    and a `binarization` that doesn't fit the likelihood.
     """
     resolved_likelihood(model.params, binarization)
-    images, labels = [], []
-    for batch in dataloader:
-        images.append(to_float(image_batch(batch, model.input_dim)).cpu())
-        if has_labels(batch):
-            labels.append(label_batch(batch).cpu())
-        if sum(map(len, images)) >= num_samples:
-            break
-    if not images:
-        raise DataError("the DataLoader yields no images")
-    targets = binarize_once(torch.cat(images)[:num_samples], binarization).to(model.output_bias.device)
+    images, labels = first_images(dataloader, model.input_dim, num_samples, labelled=bool(model.classes) or None)
+    targets = binarize_once(images, binarization).to(model.output_bias.device)
     params = EvaluateParams(importance_samples=20)
-    result = evaluate(model, targets, torch.cat(labels)[:num_samples] if labels else None, params)
+    result = evaluate(model, targets, labels, params)
     protocol = {"binarization": binarization, "importance_samples": params.importance_samples}
     write_atomically(path, explorer_page(model, targets, result, {**result.metrics(), **protocol}, classes=classes))
