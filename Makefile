@@ -160,7 +160,7 @@ format: $(READY)  ## Put the code in shape
 	ruff format .
 
 bench: $(READY)  ## Measure training, NLL, search, start-up: against common recipes, matrix products, one worker; PEERS=1: and pythae
-	python benchmarks/speed.py $(if $(call given,PEERS),peers)
+	python benchmarks/speed.py $(if $(filter-out 0,$(call given,PEERS)),peers)
 	python benchmarks/nll.py
 	python benchmarks/workers.py
 	python benchmarks/starting.py

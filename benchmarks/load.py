@@ -155,7 +155,7 @@ def prepare_study(trials: int) -> None:
         "data": {"source": "bundled", "validation_size": 500},
         "model": {"hidden_dims": [4], "latent_dim": 2, "prior": "standard"},
         "train": {"batch_size": 5000, "device": "cpu", "precision": "fp32"},
-        "search": {"n_trials": trials, "epochs": 2, "workers": 2},  # with one epoch, no trial is pruned
+        "search": {"n_trials": trials, "epochs": 2, "workers": 2, "finalists": 0},  # with one epoch, no trial is pruned
     }
     YAML().dump(tree, Path("params.yaml"))
 

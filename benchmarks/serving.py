@@ -19,6 +19,9 @@ import pandas as pd
 import psutil
 import requests
 
+from vae.errors import VAEError
+from vae.workflow.command_line import errors_in_one_line
+
 CLIENTS, REQUESTS, SECONDS = 50, 20, 120
 TABLE = Path("benchmarks/serving.csv")
 
@@ -36,7 +39,7 @@ def server(*arguments: str, **options: Any) -> Iterator[tuple[str, psutil.Proces
             deadline = time.monotonic() + SECONDS
             while not _answers(url):
                 if process.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError("the server did not start")
+                    raise VAEError("the server did not start: `make serve` shows why")
                 time.sleep(0.05)
             yield url, psutil.Process(process.pid)
         finally:
@@ -94,4 +97,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with errors_in_one_line("nothing was written"):
+        main()

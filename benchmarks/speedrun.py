@@ -30,7 +30,7 @@ from vae.workflow.stages import RAW, fetch_dataset
 OUTPUT = Path("benchmarks/speedrun.csv")
 PICTURE = Path("docs/speedrun.png")
 TARGETS = (88.0, 86.76, 85.5, 84.5, 83.5)
-LENGTHS = (4, 8, 16, 24, 32, 64)  # epochs, before the recipe's own
+LENGTHS = (4, 8, 16, 24, 32, 64)  # epochs
 SAMPLES = 200  # fewer samples increase the NLL on average, so no time is too short
 DPI = 110
 
@@ -54,9 +54,10 @@ def main() -> None:
         if len(records) in (*LENGTHS, PLAIN.train.epochs):
             add("plain", copy.deepcopy(model), records, PLAIN)
 
-    if not any(row["recipe"] == "plain" for row in rows):
+    if not any((row["recipe"], row["epochs"]) == ("plain", PLAIN.train.epochs) for row in rows):
+        rows = [row for row in rows if row["recipe"] != "plain"]  # of a training that was interrupted
         train(PLAIN, evaluate_plain)
-    for epochs in (*LENGTHS, QUICK.train.epochs):
+    for epochs in LENGTHS:
         quick = [row for row in rows if row["recipe"] == "quick"]
         if any(row["nll"] <= TARGETS[-1] for row in quick):
             break
