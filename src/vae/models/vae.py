@@ -143,11 +143,6 @@ class VAE(nn.Module):
     def _layer_dims(self) -> list[int]:
         return [cast(StochasticLayer, layer).noise_dim for layer in self.hierarchy]
 
-    @property
-    def kl_per_dimension(self) -> bool:
-        """Whether `Terms.kl` is exact, with one term per latent dimension; otherwise it is estimated from samples."""
-        return self.params.kl_per_dimension
-
     def extra_repr(self) -> str:
         """The line that `repr` shows above the parts."""
         widths = "-".join(map(str, (self.input_dim, *self.params.hidden_dims)))
@@ -326,9 +321,16 @@ class VAE(nn.Module):
         The output bias starts where pixel values have about the mean and the standard deviation of the data (Burda et
         al. 2016); the prior may follow.
         """
-        x = to_float(images[:: -(-images.numel() // MOMENTS_FROM)])
-        self.output_bias.copy_(self.likelihood.from_moments(x.mean(0), x.std(0, correction=0)))
+        self.output_bias.copy_(self.constant_output(images))
         self.prior.initialize_from_data(images)
+
+    def constant_output(self, images: Tensor) -> Tensor:
+        """The output of a decoder that ignores the latents: pixels with about the mean and standard deviation of data.
+
+        `images` [N, D] are uint8, or floats in [0, 1].
+        """
+        x = to_float(images[:: -(-images.numel() // MOMENTS_FROM)])
+        return self.likelihood.from_moments(x.mean(0), x.std(0, correction=0))
 
     def save(self, path: Path | str) -> None:
         """Write weights and configuration as safetensors: no pickle, and the same bytes for the same weights."""

@@ -19,10 +19,10 @@ from vae.config import Params
 from vae.data.datasets import Split, load, split_validation
 from vae.device import Hardware, resolve
 from vae.errors import ProcessError
-from vae.models.vae import VAE
 from vae.training.distributed import launch, process_group
 from vae.training.loop import OnEpoch, fit
 from vae.workflow.command_line import errors_in_one_line
+from vae.workflow.tracked_training import new_model
 
 
 def train_here(
@@ -30,11 +30,8 @@ def train_here(
 ) -> None:
     """Train in this process, or this process's share if there are several; `parts` are for training and validation."""
     train, validation = parts
-    images = {"image_shape": dataset["image_shape"], "classes": len(dataset["classes"])}
-    model = VAE.from_params(params.resolved_model, params.seed, **images)
-    model.initialize_from_data(train.images)
     fit(
-        model,
+        new_model(params, dataset, train.images),
         train,
         validation,
         params.train,

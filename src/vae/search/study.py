@@ -24,6 +24,7 @@ from vae.errors import SearchError
 from vae.files import TRAINING_CODE, fingerprint
 from vae.search.space import current_values, distributions, dotted_names
 from vae.search.storage import exclusive_lock
+from vae.tracking.kinds import CONTINUED
 
 HEARTBEAT_SECONDS = 5
 DEAD_SECONDS = 20  # without a heartbeat, after which a trial's worker counts as dead
@@ -42,7 +43,7 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"optuna\.")
 NOT_COMPARED = {
     *("data.source", "data.mirrors", "train.epochs", "train.device", "train.precision", "train.compile"),
     *("train.nproc", "train.timeout"),
-    *("search.n_trials", "search.workers", "search.pruner", "search.finalists"),
+    *CONTINUED,
 }
 
 

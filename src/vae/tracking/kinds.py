@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 PARENT = "mlflow.parentRunId"
 # Left out of a run's name: what its first part says already, and what changes no result.
 UNNAMED = {"model.architecture", "model.hidden_dims", "model.latent_dim", "data.source", "data.mirrors"}
-UNNAMED |= {"train.device", "train.precision", "train.compile", "evaluate.chunk_size"}
+UNNAMED |= {"train.device", "train.precision", "train.compile", "train.nproc", "train.timeout", "evaluate.chunk_size"}
 SHORT = dict.fromkeys(("data.dataset", "model.prior", "train.optimizer", "train.objective", "train.lr_schedule"), "{}")
 SHORT |= {"train.beta": "β{}", "train.learning_rate": "lr{}", "train.importance_samples": "k={}"}
 SHORT |= {"train.epochs": "{} epochs", "evaluate.importance_samples": "{} NLL samples"}
 COUNTS = {"n_test", "linear_probe_images", "classifier_images"}  # are no results: tags, not charts
+# What may change when a search is continued, while the params of its run can't.
+CONTINUED = ("search.n_trials", "search.workers", "search.pruner", "search.finalists")
 CODE = ["src", "pipeline", "params.yaml", "dvc.yaml", "pyproject.toml", "requirements.lock"]
 
 
@@ -91,10 +93,7 @@ def new_search(params: Params, dataset: Mapping[str, Any], parent: str = "") -> 
     """
     search = Run("finals" if parent else "search", experiment=SEARCH_EXPERIMENT)
     search.create()
-    # The numbers of trials and workers and the pruner may change when the search is continued; a run's params can't.
-    search.log_params(
-        settings(params, without=("search.n_trials", "search.workers", "search.pruner", "search.finalists"))
-    )
+    search.log_params(settings(params, without=CONTINUED))
     search.log_tags({**_data_tags(dataset), **_code_tags()} | ({PARENT: parent} if parent else {}))
     return search.id
 

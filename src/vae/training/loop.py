@@ -26,7 +26,7 @@ from vae.data.datasets import Split
 from vae.device import Hardware, full_fp32
 from vae.errors import ConfigError, DivergedError
 from vae.models.distributions import importance_weighted_bound
-from vae.models.vae import MOMENTS_FROM, VAE, Terms
+from vae.models.vae import VAE, Terms
 from vae.progress import Progress
 from vae.training import distributed
 from vae.training.objectives import beta_at, doubly_reparameterized_bound, mmd, weighted_kl
@@ -46,7 +46,6 @@ class Fitted:
 
     history: list[Record]
     best_epoch: int
-    criterion: str  # the metric in a record that is lowest in the best epoch
     state: State  # of the last epoch, from which `fit(after=...)` trains on
 
     @property
@@ -141,7 +140,7 @@ def fit(
             checkpoints.save(epoch, {"training": state.state_dict(), "history": history, **best})
     last_epoch = copy.deepcopy(state.state_dict())
     model.load_state_dict(best_weights)
-    return Fitted(history, best_epoch, key, last_epoch)
+    return Fitted(history, best_epoch, last_epoch)
 
 
 def _check(model: VAE, params: TrainParams, binarization: Binarization) -> None:
@@ -415,9 +414,9 @@ def validate(
 @torch.no_grad()
 def _warn_if_collapsed(model: VAE, targets: Tensor, best: Record) -> None:
     """Warn if the −ELBO is that of the mean image, which a decoder that ignores the latents reaches, within 1 %."""
-    x = to_float(targets[:: -(-targets.numel() // MOMENTS_FROM)])
-    output = model.likelihood.from_moments(x.mean(0), x.std(0, correction=0))
-    nll = [model.likelihood.nll(output.expand(len(part), -1), part) for part in x.split(EVALUATION_BATCH)]
+    output = model.constant_output(targets)
+    parts = map(to_float, targets.split(EVALUATION_BATCH))
+    nll = [model.likelihood.nll(output.expand(len(part), -1), part) for part in parts]
     mean_image = torch.cat(nll).mean().item()
     if best["val/neg_elbo"] > mean_image - 0.01 * abs(mean_image):
         warnings.warn(

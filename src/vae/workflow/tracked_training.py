@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import pandas as pd
 from filelock import FileLock, Timeout
+from torch import Tensor
 
 from vae import tracking
 from vae.checkpoints import Checkpoints
@@ -40,6 +41,14 @@ class Training:
     run: tracking.Run
 
 
+def new_model(params: Params, dataset: Mapping[str, Any], images: Tensor) -> VAE:
+    """The untrained model of `params`, initialized from training `images` [N, D], which `dataset` records."""
+    of_images = {"image_shape": dataset["image_shape"], "classes": len(dataset["classes"])}
+    model = VAE.from_params(params.resolved_model, params.seed, **of_images)
+    model.initialize_from_data(images)
+    return model
+
+
 @dataclass(frozen=True)
 class _Setup:
     """What is trained, on what: the same in each process of a data-parallel training."""
@@ -53,10 +62,8 @@ class _Setup:
     @classmethod
     def of(cls, params: Params, dataset: Mapping[str, Any], raw: Path) -> Self:
         train, validation = split_validation(load(raw, "train"), params.data.validation_size)
-        images = {"image_shape": dataset["image_shape"], "classes": len(dataset["classes"])}
-        model = VAE.from_params(params.resolved_model, params.seed, **images)
-        model.initialize_from_data(train.images)
-        return cls(params, resolve(params.train, dataset["counts"]["train"]), model, train, validation)
+        hardware = resolve(params.train, dataset["counts"]["train"])
+        return cls(params, hardware, new_model(params, dataset, train.images), train, validation)
 
     def fit(self, on_epoch: OnEpoch | None = None, checkpoints: Checkpoints | None = None) -> Fitted:
         return fit(
@@ -153,7 +160,7 @@ def _log_pictures(
 ) -> None:
     """Log pictures of the model after epochs 1, 2, 4, 8, … and, with the weights of the best epoch, at the end.
 
-    Epochs up to `logged` have theirs.
+    A last epoch that is one of these has no second ones. Epochs up to `logged` have theirs.
     """
     if epoch > logged and math.log2(epoch).is_integer() != at_end:
         for name, picture in pictures(model, validation, params.data.binarization, params.seed).items():
