@@ -70,6 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=20, help="of each training [default: 20]")
     parser.add_argument("--count", type=int, default=6000, help="training images [default: 6000]")
     values = parser.parse_args(arguments)
+    if min(values.seeds, values.count) < 1:
+        parser.error("--seeds and --count must be 1 or more")
     with errors_in_one_line("nothing was written"):
         (train, _), (validation, _), (test, factors) = shapes(values.count, 0), shapes(1000, 1), shapes(10_000, 2)
         rows = []

@@ -37,9 +37,9 @@ def current_values(params: Params) -> dict[str, Any]:
 def with_values(params: Params, values: Mapping[str, Any]) -> Params:
     """`params` with a trial's values and `search.epochs` epochs. Raises ConfigError where they can't be combined."""
     named = {searched_name(name): _decode(value) for name, value in values.items()}
-    # Compilation pays off in a long training, not in a short trial.
+    # Compiling pays off in a long training, not in a short trial of another model; the finals are computed as trials.
     compiled = {"train.compile": False} if params.train.compile == "auto" else {}
-    return params.replaced(named | {"train.epochs": params.search.epochs} | compiled)
+    return params.replaced(compiled | named | {"train.epochs": params.search.epochs})
 
 
 def _encode(value: Any) -> Any:

@@ -77,25 +77,25 @@ class LinearVAE:
         return sum(self.kl)
 
 
-def solve_linear_vae(beta: float, latents: int = LATENTS, variance: float = NOISE) -> LinearVAE:
+def solve_linear_vae(beta: float) -> LinearVAE:
     """The minimum of −E log p(x|z) + β KL over linear encoders and decoders, for data with EIGENVALUES.
 
     It is probabilistic PCA with noise θ = βσ². A component of variance λ > θ has the KL ½ log(λ/θ) and leaves the
     error θ; a component with λ ≤ θ collapses and leaves λ. docs/theory.md derives it; Lucas et al. 2019 for β = 1.
     """
-    threshold = beta * variance
-    used = [max(value, threshold) for value in EIGENVALUES[:latents]]
-    squared_error = sum(min(value, threshold) for value in EIGENVALUES[:latents]) + sum(EIGENVALUES[latents:])
+    threshold = beta * NOISE
+    used = [max(value, threshold) for value in EIGENVALUES[:LATENTS]]
+    squared_error = sum(min(value, threshold) for value in EIGENVALUES[:LATENTS]) + sum(EIGENVALUES[LATENTS:])
     pixels = len(EIGENVALUES)
-    distortion = 0.5 * (squared_error / variance + pixels * math.log(2 * math.pi * variance))
-    modelled = [value - threshold + variance for value in used] + [variance] * (pixels - latents)
+    distortion = 0.5 * (squared_error / NOISE + pixels * math.log(2 * math.pi * NOISE))
+    modelled = [value - threshold + NOISE for value in used] + [NOISE] * (pixels - LATENTS)
     nll = 0.5 * sum(math.log(2 * math.pi * m) + v / m for v, m in zip(EIGENVALUES, modelled, strict=True))
     return LinearVAE(tuple(0.5 * math.log(value / threshold) for value in used), squared_error, distortion, nll)
 
 
-def linear_data(eigenvalues: tuple[float, ...] = EIGENVALUES, images: int = 32) -> Tensor:
-    """Centred images [N, D] whose covariance has exactly these eigenvalues, in a rotated basis."""
-    pixels = len(eigenvalues)
+def linear_data(eigenvalues: tuple[float, ...]) -> Tensor:
+    """32 centred images [32, D] whose covariance has exactly these eigenvalues, in a rotated basis."""
+    images, pixels = 32, len(eigenvalues)
     noise = normal(images, pixels, seed=8)
     scores = torch.linalg.qr(noise - noise.mean(0)).Q * math.sqrt(images)
     rotation = torch.linalg.qr(normal(pixels, pixels, seed=9)).Q

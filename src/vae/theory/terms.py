@@ -72,21 +72,23 @@ def exact_posterior_leaves_no_gap() -> list[Check]:
 
 # Reparameterization
 
+MU = 0.5  # the mean of each latent
 
-def gradient_samples(latents: int, samples: int, mu: float = 0.5, sigma: float = 1.0) -> dict[str, Tensor]:
-    """Single-sample estimates [samples] of the gradient of E ‖z‖², z ~ N(mu, sigma² I), for the mean's first entry.
+
+def gradient_samples(latents: int, samples: int) -> dict[str, Tensor]:
+    """Single-sample estimates [samples] of the gradient of E ‖z‖², z ~ N(MU, I), for the mean's first entry.
 
     `reparameterized` differentiates through z. `score` is f(z) ∇log q(z) (Williams 1992). `score − baseline` first
     subtracts E f from f.
     """
-    mean = torch.full((samples, latents), mu, dtype=torch.float64, requires_grad=True)
-    logvar = torch.full_like(mean, 2 * math.log(sigma), requires_grad=False)
+    mean = torch.full((samples, latents), MU, dtype=torch.float64, requires_grad=True)
+    logvar = torch.zeros_like(mean)
     noise = normal(samples, latents, seed=latents)
     z = VAE.from_params(ModelParams(hidden_dims=(1,)), seed=0).reparameterize(mean, logvar, noise)
     (through_z,) = torch.autograd.grad(z.square().sum(), mean)
     z = z.detach()
     (score,) = torch.autograd.grad(normal_log_density(z, mean, logvar).sum(), mean)
-    value, baseline = z.square().sum(-1), latents * (mu**2 + sigma**2)
+    value, baseline = z.square().sum(-1), latents * (MU**2 + 1)
     return {
         "reparameterized": through_z[:, 0],
         "score": value * score[:, 0],
@@ -94,25 +96,25 @@ def gradient_samples(latents: int, samples: int, mu: float = 0.5, sigma: float =
     }
 
 
-def gradient_variances(latents: int, mu: float = 0.5, sigma: float = 1.0) -> dict[str, float]:
+def gradient_variances(latents: int) -> dict[str, float]:
     """The exact variances of these estimates, from the moments of the normal distribution up to the sixth."""
-    others = (latents - 1) * (mu**2 + sigma**2)  # mean of the other latents' part of ‖z‖²
-    spread = (latents - 1) * (4 * mu**2 * sigma**2 + 2 * sigma**4)  # variance of that part
-    fourth = mu**4 + 18 * mu**2 * sigma**2 + 15 * sigma**4  # E z⁴ε² with z = mu + sigma ε
-    second = mu**2 + 3 * sigma**2  # E z²ε²
+    others = (latents - 1) * (MU**2 + 1)  # mean of the other latents' part of ‖z‖²
+    spread = (latents - 1) * (4 * MU**2 + 2)  # variance of that part
+    fourth = MU**4 + 18 * MU**2 + 15  # E z⁴ε² with z = MU + ε
+    second = MU**2 + 3  # E z²ε²
 
     def of_score(shift: float) -> float:
-        return (fourth + 2 * shift * second + shift**2 + spread) / sigma**2 - (2 * mu) ** 2
+        return fourth + 2 * shift * second + shift**2 + spread - (2 * MU) ** 2
 
     return {
-        "reparameterized": 4 * sigma**2,
+        "reparameterized": 4.0,
         "score": of_score(others),
-        "score − baseline": of_score(others - latents * (mu**2 + sigma**2)),
+        "score − baseline": of_score(others - latents * (MU**2 + 1)),
     }
 
 
 def gradients_agree_in_mean() -> list[Check]:
-    """All three estimators have the mean 2 mu, and the variances of `gradient_variances`."""
+    """All three estimators have the mean 2 MU, and the variances of `gradient_variances`."""
     gradients, variances = gradient_samples(16, 100_000), gradient_variances(16)
     means = [mean_check(f"{name}: mean gradient, 16 latents", g, 1.0) for name, g in gradients.items()]
     spreads = [
@@ -159,11 +161,12 @@ def bernoulli_is_cross_entropy() -> list[Check]:
     return [Check("784 pixels: NLL = binary cross-entropy, summed", bernoulli_nll(logits, x).item(), reference)]
 
 
-def grey_is_no_likelihood(probability: float = 0.9, grey: float = 0.3) -> list[Check]:
+def grey_is_no_likelihood() -> list[Check]:
     """The cross-entropy of a grey pixel: not a density, never zero, the mean NLL of binarized pixels.
 
     The integral of exp(−cross-entropy) over [0, 1] is (2p − 1) / logit(p) (Loaiza-Ganem & Cunningham 2019).
     """
+    probability, grey = 0.9, 0.3
     logit = torch.tensor([math.log(probability / (1 - probability))], dtype=torch.float64)
     values = torch.linspace(0, 1, 100_001, dtype=torch.float64)
     mass = torch.trapezoid(torch.exp(-bernoulli_nll(logit.expand(len(values), 1), values[:, None])), values).item()

@@ -14,7 +14,7 @@ from vae.theory.check import Check
 from vae.theory.linear import EIGENVALUES, NOISE, ZERO, fit_linear_vae, solve_linear_vae
 
 BETAS = (0.5, 1.0, 2.0, 4.0, 7.0, 14.0, 28.0)
-TRAINED = 1e-5  # accuracy that L-BFGS reaches
+TRAINED = 1e-5  # accuracy that BFGS reaches
 MEANS = (-1.5, -1.0, 1.0, 1.5)  # of the posteriors of four images with one latent
 WIDTHS = (0.1, 0.25, 0.5)  # posterior standard deviations
 

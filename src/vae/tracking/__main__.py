@@ -72,3 +72,5 @@ if __name__ == "__main__":
         main(sys.argv[1])
     except TrackingError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,6 +1,6 @@
 """The VAE's objective, in nats per image: sums over pixels and latents, never means.
 
-Shapes: B images, L latent dimensions, K importance samples, D = 784 pixels.
+Shapes: B images, L latent dimensions, K importance samples, D pixels.
 """
 
 import torch
