@@ -161,9 +161,9 @@ def allowed(schema: Schema) -> str:
         return ", ".join(map(str, schema.get("enum", [schema.get("const")])))
     if schema["type"] == "array":
         return f"each {allowed(schema['items'])}"
-    pattern = f" like {schema['pattern']}" if "pattern" in schema else ""
+    example = f" such as {schema['examples'][0]}" if "examples" in schema else ""
     bounds = [f"{sign} {schema[key]}" for key, sign in BOUNDS.items() if key in schema]
-    return " ".join([KINDS[schema["type"]] + pattern, " and ".join(bounds)]).strip()
+    return " ".join([KINDS[schema["type"]] + example, " and ".join(bounds)]).strip()
 
 
 def _shown(value: Any) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-NOISE_FACTOR = 3.0  # standard errors that a difference must exceed: among 15 differences, one exceeds two by chance
+NOISE_FACTOR = 3.0  # standard errors that a difference must exceed: among 16 differences, one exceeds two by chance
 BASELINE = "baseline"
 
 Changes = dict[str, Any]
