@@ -20,9 +20,8 @@ from vae.data.datasets import Split, load, split_validation
 from vae.device import Hardware, resolve
 from vae.errors import ProcessError
 from vae.training.distributed import launch, process_group
-from vae.training.loop import OnEpoch, fit
+from vae.training.loop import OnEpoch, fit, new_model
 from vae.workflow.command_line import errors_in_one_line
-from vae.workflow.tracked_training import new_model
 
 
 def train_here(

@@ -7,7 +7,7 @@ import copy
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from vae.checkpoints import Checkpoints, State
-from vae.config import Binarization, TrainParams, check_together, resolved_likelihood
+from vae.config import Binarization, Params, TrainParams, check_together, resolved_likelihood
 from vae.data.batches import LoaderBatches, ShuffledBatches, all_images
 from vae.data.binarization import binarize_once, check_colour, to_float
 from vae.data.datasets import Split
@@ -52,6 +52,14 @@ class Fitted:
     def best(self) -> Record:
         """The record of the best epoch."""
         return self.history[self.best_epoch - 1]
+
+
+def new_model(params: Params, dataset: Mapping[str, Any], images: Tensor) -> VAE:
+    """The untrained model of `params`, initialized from training `images` [N, D], which `dataset` (dataset.json) records."""
+    of_images = {"image_shape": dataset["image_shape"], "classes": len(dataset["classes"])}
+    model = VAE.from_params(params.resolved_model, params.seed, **of_images)
+    model.initialize_from_data(images)
+    return model
 
 
 @full_fp32()

@@ -10,7 +10,6 @@ from typing import Any, Self
 
 import pandas as pd
 from filelock import FileLock, Timeout
-from torch import Tensor
 
 from vae import tracking
 from vae.checkpoints import Checkpoints
@@ -20,7 +19,7 @@ from vae.device import Hardware, resolve
 from vae.files import sha256, write_atomically, write_json
 from vae.models.vae import VAE
 from vae.plots.by_epoch import pictures
-from vae.training.loop import Fitted, OnEpoch, Record, fit
+from vae.training.loop import Fitted, OnEpoch, Record, fit, new_model
 
 RUN_ID = "run_id"  # the file in the folder of checkpoints that holds the ID of the training's MLflow run
 WALL_TIMES = ("train/seconds", "train/images_per_second", "val/seconds")  # of an epoch's record
@@ -39,14 +38,6 @@ class Training:
     summary: dict[str, Any]
     seconds: float
     run: tracking.Run
-
-
-def new_model(params: Params, dataset: Mapping[str, Any], images: Tensor) -> VAE:
-    """The untrained model of `params`, initialized from training `images` [N, D], which `dataset` records."""
-    of_images = {"image_shape": dataset["image_shape"], "classes": len(dataset["classes"])}
-    model = VAE.from_params(params.resolved_model, params.seed, **of_images)
-    model.initialize_from_data(images)
-    return model
 
 
 @dataclass(frozen=True)
