@@ -55,7 +55,7 @@ class Fitted:
 
 
 def new_model(params: Params, dataset: Mapping[str, Any], images: Tensor) -> VAE:
-    """The untrained model of `params`, initialized from training `images` [N, D], which `dataset` (dataset.json) records."""
+    """The untrained model of `params` for a `dataset` (dataset.json), initialized from training `images` [N, D]."""
     of_images = {"image_shape": dataset["image_shape"], "classes": len(dataset["classes"])}
     model = VAE.from_params(params.resolved_model, params.seed, **of_images)
     model.initialize_from_data(images)
