@@ -115,9 +115,9 @@ STANDARD = MLP | {"model.prior": "standard"}
 
 RECIPES = (
     Recipe("iwae-paper-vae", BURDA.format("VAE"), 86.76, 5000, IWAE_PAPER, seeds=3),
-    Recipe("iwae-paper-k5", BURDA.format("IWAE, k = 5"), 85.54, 5000, IWAE_PAPER | importance_weighted(5)),
+    Recipe("iwae-paper-k5", BURDA.format("IWAE, k = 5"), 85.54, 5000, IWAE_PAPER | importance_weighted(5), seeds=3),
     Recipe("iwae-paper-k50", BURDA.format("IWAE, k = 50"), 84.78, 5000, IWAE_K50, optional=True),
-    Recipe("mlp-standard", TOMCZAK.format("1: VAE, gated MLP, standard prior"), 84.50, 5000, STANDARD),
+    Recipe("mlp-standard", TOMCZAK.format("1: VAE, gated MLP, standard prior"), 84.50, 5000, STANDARD, seeds=3),
     Recipe("mlp", TOMCZAK.format("1: VAE, gated MLP, VampPrior"), 82.38, 5000, MLP, seeds=3),
     Recipe("conv", KINGMA, 81.08, 128, CONV),
     Recipe("ladder", TOMCZAK.format("2: ConvHVAE, VampPrior"), 79.75, 5000, LADDER),
