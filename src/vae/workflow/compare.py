@@ -29,7 +29,11 @@ def compare() -> Table:
     trained = []
     with tracking.tolerant():
         tracking.connect()
-        trained = tracking.mlflow.search_runs(filter_string="metrics.`summary/seconds` > 0", output_format="list")
+        trained = tracking.mlflow.search_runs(
+            filter_string="metrics.`summary/seconds` > 0",
+            order_by=["attributes.start_time ASC"],  # of the same weights, the last training's minutes are shown
+            output_format="list",
+        )
     minutes = {run.data.tags.get("model.sha256", "")[:12]: run.data.metrics["summary/seconds"] / 60 for run in trained}
     numbers = [Column(name, justify="right", no_wrap=True) for name in ("test NLL ± s.e.", "−ELBO", "KL", "minutes")]
     name, params = Column("experiment", overflow="fold"), Column(f"differs from {commit['rev']} in", overflow="fold")
