@@ -93,10 +93,10 @@ def further_metrics(model: VAE, test: Split, result: Evaluation, params: Params)
         most = f"ln {len(test):,} = {math.log(len(test)):.1f} nats"
         print("left out: the decomposition of the KL, as the mutual information is too large to")
         print(f"be estimated from {len(test):,} images (they show {most} at most)")
-    train = binarized("train", params, test.images.device)  # with the validation images: the VAE has seen no labels
-    if any(part.labels is None or len(part.labels.unique()) < 2 for part in (train, test)):
+    if any(labels is None or len(labels.unique()) < 2 for labels in (load(RAW, "train").labels, test.labels)):
         print("left out: the linear probe and the quality of samples, which need images of two classes")
         return parts
+    train = binarized("train", params, test.images.device)  # with the validation images: the VAE has seen no labels
     if model.classes:
         print("left out: the linear probe, since the latents of a conditional model depend on the label it is given")
     else:

@@ -366,6 +366,10 @@ class Range(Section):
 Choices = tuple[Any, ...]
 
 
+# What may change when a search is continued; the params of its run in MLflow can't.
+CONTINUED = ("search.n_trials", "search.workers", "search.pruner", "search.finalists")
+
+
 class SearchParams(Section):
     """The hyperparameter search."""
 

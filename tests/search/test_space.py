@@ -27,6 +27,11 @@ def test_the_values_of_a_trial_are_set_in_their_sections():
     assert (params.train.beta, params.train.epochs) == (0.7, 7)
 
 
+def test_a_trial_is_not_compiled_unless_its_values_say_so():
+    assert with_values(small(), {}).train.compile is False
+    assert with_values(small(), {"compile": True}).train.compile is True
+
+
 def test_the_values_of_params_yaml_are_the_same_after_a_round_trip_through_optuna():
     space = {"hidden_dims": [[8], [8, 8]], "lr_schedule": ["constant", "cosine"], "beta": {"low": 1, "high": 2}}
     params = small(space=space)

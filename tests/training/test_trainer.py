@@ -175,7 +175,7 @@ def test_a_plateau_scheduler_is_stepped_with_the_validation_metric(loader):
         ({"doubly_reparameterized": True}, "^doubly_reparameterized requires objective 'iwae'$"),
         ({"device": "mps:9"}, "train.device is 'mps:9', this machine has"),
         ({"device": "gpu"}, "device is 'gpu'"),
-        ({"epochs": 2, "nproc": 2}, "takes no epochs, nproc: the number of epochs is an argument of train"),
+        ({"epochs": 2, "nproc": 2}, "takes no epochs, nproc: it trains in one process, for the epochs that train"),
     ],
 )
 def test_wrong_options_are_refused(options, reason):

@@ -1,6 +1,7 @@
 """The results of a search: the tables of trials and finals, the best values, the plots, the lines on the terminal."""
 
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,7 @@ def _best_params(trials: Sequence[FrozenTrial], params: Params, study: str, fina
     buffer = io.StringIO()
     YAML().dump(sections, buffer)
     if best is None:
-        found = f"The values of params.yaml, none of the {len(trials)} trials (study {study})"
+        found = f"The values of params.yaml, which no complete trial has (study {study})"
     else:
         found = f"Trial {best.number} of {len(trials)} (study {study}): validation {_score_name(params)}"
         found += f" {score(best):.2f} nats per image"
@@ -117,7 +118,7 @@ def _standing(trials: Sequence[FrozenTrial], params: Params, finalists: pd.DataF
         return [_outcome(finalists, params)]
     best, current = best_trial(trials), _current_trial(trials, params)
     epochs = f"{params.search.epochs} epochs (train.epochs: {params.train.epochs})"
-    lines = [f"warning: one seed, {epochs}: 0.1 nats may be noise"]
+    lines = [f"warning: one seed, {epochs}: 0.2 nats may be noise"]
     if best and current and best.number == current.number:
         return [f"no trial beats the values of params.yaml (trial {current.number})"]
     if best and current:
@@ -147,11 +148,14 @@ def summary(study: optuna.Study, params: Params, finalists: pd.DataFrame | None 
     states = [trial.state for trial in trials]
     best, current = _chosen(trials, params, finalists), _current_trial(trials, params)
     values = best.params if best else current_values(params)
+    # Both in any case: a search that goes on would keep those of an earlier result.
+    number, neg_elbo = (best.number, best.user_attrs["neg_elbo"]) if best else ("params.yaml", math.nan)
     return {
         "trials": len(trials),
         "pruned": states.count(TrialState.PRUNED),
         "failed": states.count(TrialState.FAIL),
-        **({"best/trial": best.number, "best/neg_elbo": best.user_attrs["neg_elbo"]} if best else {}),
+        "best/trial": number,
+        "best/neg_elbo": neg_elbo,
         **{f"best/{name}": value for name, value in values.items()},
         **({"current/neg_elbo": current.user_attrs["neg_elbo"]} if current else {}),
     }

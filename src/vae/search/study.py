@@ -19,12 +19,11 @@ from optuna.storages import BaseStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from vae import tracking
-from vae.config import Params
+from vae.config import CONTINUED, Params
 from vae.errors import SearchError
 from vae.files import TRAINING_CODE, fingerprint
 from vae.search.space import current_values, distributions, dotted_names
 from vae.search.storage import exclusive_lock
-from vae.tracking.kinds import CONTINUED
 
 HEARTBEAT_SECONDS = 5
 DEAD_SECONDS = 20  # without a heartbeat, after which a trial's worker counts as dead

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import mlflow
 
-from vae.config import Params, searched_name
+from vae.config import CONTINUED, Params, searched_name
 from vae.errors import hide_passwords
 from vae.files import PACKAGE, fingerprint
 from vae.tracking.run import Run, ending, open_run, sync, tolerant
@@ -26,8 +26,6 @@ SHORT = dict.fromkeys(("data.dataset", "model.prior", "train.optimizer", "train.
 SHORT |= {"train.beta": "β{}", "train.learning_rate": "lr{}", "train.importance_samples": "k={}"}
 SHORT |= {"train.epochs": "{} epochs", "evaluate.importance_samples": "{} NLL samples"}
 COUNTS = {"n_test", "linear_probe_images", "classifier_images"}  # are no results: tags, not charts
-# What may change when a search is continued, while the params of its run can't.
-CONTINUED = ("search.n_trials", "search.workers", "search.pruner", "search.finalists")
 CODE = ["src", "pipeline", "params.yaml", "dvc.yaml", "pyproject.toml", "requirements.lock"]
 
 

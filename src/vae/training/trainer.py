@@ -51,7 +51,9 @@ class VAETrainer:
         named: dict[str, Any] = {"device": str(device), "learning_rate": learning_rate, "beta": beta}
         named |= {"optimizer": optimizer} if isinstance(optimizer, str) else {}
         if given := sorted(NO_OPTIONS & options.keys()):
-            raise ConfigError(f"VAETrainer takes no {', '.join(given)}: the number of epochs is an argument of train()")
+            raise ConfigError(
+                f"VAETrainer takes no {', '.join(given)}: it trains in one process, for the epochs that train() gets"
+            )
         named["epochs"] = 2**31 - 1  # a placeholder: `train` checks the options that depend on it
         self.params = checked(TrainParams, named | options)
         check_binarization(binarization)

@@ -151,7 +151,7 @@ def _log_pictures(
 ) -> None:
     """Log pictures of the model after epochs 1, 2, 4, 8, … and, with the weights of the best epoch, at the end.
 
-    A last epoch that is one of these has no second ones. Epochs up to `logged` have theirs.
+    If the last epoch is one of these, there are no more at the end. Epochs up to `logged` have theirs.
     """
     if epoch > logged and math.log2(epoch).is_integer() != at_end:
         for name, picture in pictures(model, validation, params.data.binarization, params.seed).items():
