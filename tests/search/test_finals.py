@@ -151,6 +151,5 @@ def test_without_a_winner_the_values_of_params_yaml_stay_the_best_where_no_trial
     assert text.startswith("# The values of params.yaml, which no complete trial has (study vae-")
     assert YAML(typ="safe").load(text)["train"]["beta"] == 1.234
     logged = report.summary(search, adopted, table)
-    assert (
-        logged["best/beta"] == 1.234 and logged["best/trial"] == "params.yaml" and math.isnan(logged["best/neg_elbo"])
-    )
+    assert (logged["best/beta"], logged["best/trial"]) == (1.234, "params.yaml")
+    assert math.isnan(logged["best/neg_elbo"])
