@@ -30,6 +30,7 @@ from vae.workflow.command_line import errors_in_one_line
 OUTPUT = Path(__file__).with_name("nll.json")
 TURNS, SECONDS = 10, 1.0  # per contender and turn: short turns meet the same load
 IMAGES, SAMPLES = 4, 5000
+FEW = 200  # samples where they are taken one at a time
 TEST_IMAGES = 10_000
 CHUNKS = 1000, 16_000  # of the memory measurement
 
@@ -103,8 +104,8 @@ def one_by_one(model: VAE, device: torch.device) -> Contender:
     x = images(1, device).float() / 255
 
     def contender() -> int:
-        torch.logsumexp(torch.tensor([log_weights(model, x).item() for _ in range(200)]), 0)
-        return 200
+        torch.logsumexp(torch.tensor([log_weights(model, x).item() for _ in range(FEW)]), 0)
+        return FEW
 
     return contender
 

@@ -38,7 +38,7 @@ def main(params: Params) -> None:
     model = load_model(params, hardware.device)
     dataset = read_dataset()
     protocol = protocol_of(params, dataset, sha256(MODEL))
-    test = binarized("test", params, hardware.device)
+    test = binarized(load(RAW, "test"), params, hardware.device)
     checkpoints = Checkpoints(checkpoint_folder("evaluate", params, hardware))
     with process_group(hardware.device, params.train.timeout):
         first, alone = is_first(), size() == 1
@@ -78,9 +78,8 @@ def main(params: Params) -> None:
     checkpoints.delete()
 
 
-def binarized(part: str, params: Params, device: torch.device) -> Split:
-    """The training or test images on `device`, binarized once, and their labels."""
-    split = load(RAW, part)
+def binarized(split: Split, params: Params, device: torch.device) -> Split:
+    """The images on `device`, binarized once, and their labels."""
     return Split(binarize_once(split.images, params.data.binarization), split.labels).to(device)
 
 
@@ -93,10 +92,11 @@ def further_metrics(model: VAE, test: Split, result: Evaluation, params: Params)
         most = f"ln {len(test):,} = {math.log(len(test)):.1f} nats"
         print("left out: the decomposition of the KL, as the mutual information is too large to")
         print(f"be estimated from {len(test):,} images (they show {most} at most)")
-    if any(labels is None or len(labels.unique()) < 2 for labels in (load(RAW, "train").labels, test.labels)):
+    train = load(RAW, "train")  # with the validation images: the VAE has seen no labels
+    if any(part.labels is None or len(part.labels.unique()) < 2 for part in (train, test)):
         print("left out: the linear probe and the quality of samples, which need images of two classes")
         return parts
-    train = binarized("train", params, test.images.device)  # with the validation images: the VAE has seen no labels
+    train = binarized(train, params, test.images.device)
     if model.classes:
         print("left out: the linear probe, since the latents of a conditional model depend on the label it is given")
     else:
